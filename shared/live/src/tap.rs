@@ -1,0 +1,363 @@
+//! The birthplace of every instant: a TCP stream that stamps what it reads and
+//! writes, and the gate that ties a stamp to what hyper makes of the read.
+
+use std::cell::{Cell, RefCell};
+use std::io::{self, IoSliceMut};
+use std::os::fd::AsRawFd;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use nix::cmsg_space;
+use nix::sys::socket::{
+    ControlMessageOwned, MsgFlags, Timestamps, TimestampingFlag, recvmsg, setsockopt, sockopt,
+};
+use tapedeck_clock::{RunClock, StampConverter};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::net::TcpStream;
+
+/// One batch of bytes that the socket handed over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReadStamp {
+    /// From 0 within an attempt.
+    pub read_index: i32,
+    /// Arrival: when the kernel took the last of these bytes from the network.
+    pub t_ns: i64,
+    /// When this process got to them.
+    pub t_seen_ns: i64,
+    /// False where the kernel gave no stamp and `t_ns` is `t_seen_ns`.
+    pub from_kernel: bool,
+}
+
+/// Bytes of control messages one receive may carry: one `SCM_TIMESTAMPING`.
+const CONTROL_BYTES: usize = 256;
+
+/// What all taps of one worker share; a worker is one thread.
+#[derive(Debug)]
+pub struct TapContext {
+    pub clock: RunClock,
+    converter: RefCell<StampConverter>,
+    control: RefCell<Vec<u8>>,
+}
+
+impl TapContext {
+    #[must_use]
+    pub fn new(clock: RunClock) -> Rc<Self> {
+        let mut control: Vec<u8> = cmsg_space!(Timestamps);
+        control.resize(CONTROL_BYTES.max(control.capacity()), 0);
+        Rc::new(Self {
+            clock,
+            converter: RefCell::new(StampConverter::new(clock)),
+            control: RefCell::new(control),
+        })
+    }
+}
+
+/// What a connection did during the current attempt; shared by the tap, which
+/// writes it, and the exchange, which reads it.
+#[derive(Debug, Default)]
+pub struct TapState {
+    last_read: Cell<Option<ReadStamp>>,
+    reads: Cell<i32>,
+    /// Stamp after the last write before the first read of the answer.
+    last_write_ns: Cell<Option<i64>>,
+    written_bytes: Cell<u64>,
+    write_pending: Cell<bool>,
+    gate: Cell<Gate>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Gate {
+    #[default]
+    Open,
+    /// A read was handed over since the gate was opened.
+    Used,
+    /// Somebody asked for more behind a used gate.
+    Refused,
+}
+
+impl TapState {
+    /// Forgets the previous attempt on this connection.
+    pub(crate) fn begin_attempt(&self) {
+        self.last_read.set(None);
+        self.reads.set(0);
+        self.last_write_ns.set(None);
+        self.written_bytes.set(0);
+        self.write_pending.set(false);
+        self.gate.set(Gate::Open);
+    }
+
+    /// The read that delivered what hyper hands out now.
+    pub(crate) fn last_read(&self) -> Option<ReadStamp> {
+        self.last_read.get()
+    }
+
+    /// When the last byte of a request of at least `body_bytes` was written, or
+    /// `None` while bytes are still to be written. An answer shows that the
+    /// request had been sent before it arrived, however late this thread came to
+    /// stamp its write.
+    pub(crate) fn sent_ns(&self, body_bytes: u64) -> Option<i64> {
+        let complete = self.written_bytes.get() > body_bytes && !self.write_pending.get();
+        self.last_write_ns.get().filter(|_| complete)
+    }
+
+    /// Lets one more read through.
+    pub(crate) fn open_gate(&self) {
+        self.gate.set(Gate::Open);
+    }
+
+    /// True when hyper wanted to read again before the gate was reopened: it
+    /// must be polled again, for nobody will wake it.
+    pub(crate) fn gate_refused(&self) -> bool {
+        self.gate.get() == Gate::Refused
+    }
+
+    fn note_read(&self, t_ns: i64, t_seen_ns: i64, from_kernel: bool) {
+        let read_index = self.reads.get();
+        self.reads.set(read_index.saturating_add(1));
+        // The answer cannot precede the request it answers: where the write was
+        // stamped late, its stamp is the earliest instant that is known.
+        let floor_ns = self.last_write_ns.get().unwrap_or(t_ns);
+        let previous_ns = self.last_read.get().map_or(floor_ns, |r| r.t_ns);
+        self.last_read.set(Some(ReadStamp {
+            read_index,
+            t_ns: t_ns.max(previous_ns).min(t_seen_ns),
+            t_seen_ns,
+            from_kernel,
+        }));
+    }
+
+    fn note_write(&self, bytes: usize, now_ns: i64) {
+        if self.reads.get() == 0 {
+            self.last_write_ns.set(Some(now_ns));
+        }
+        self.written_bytes.set(self.written_bytes.get() + bytes as u64);
+        self.write_pending.set(false);
+    }
+}
+
+/// A TCP stream whose reads and writes are stamped into a [`TapState`].
+#[derive(Debug)]
+pub struct Tap {
+    stream: TcpStream,
+    context: Rc<TapContext>,
+    state: Rc<TapState>,
+}
+
+impl Tap {
+    /// Asks the kernel for receive stamps; without them every read is stamped by
+    /// this process and says so.
+    pub(crate) fn new(stream: TcpStream, context: Rc<TapContext>, state: Rc<TapState>) -> Self {
+        let flags = TimestampingFlag::SOF_TIMESTAMPING_RX_SOFTWARE
+            | TimestampingFlag::SOF_TIMESTAMPING_SOFTWARE;
+        setsockopt(&stream, sockopt::Timestamping, &flags).ok();
+        Self {
+            stream,
+            context,
+            state,
+        }
+    }
+}
+
+/// One `recvmsg`: bytes read and the kernel's stamp, ns since the Unix epoch.
+fn receive(stream: &TcpStream, buf: &mut [u8], control: &mut [u8]) -> io::Result<Received> {
+    let mut iov = [IoSliceMut::new(buf)];
+    let message = recvmsg::<()>(
+        stream.as_raw_fd(),
+        &mut iov,
+        Some(control),
+        MsgFlags::MSG_DONTWAIT,
+    )?;
+    let stamp_ns = message.cmsgs().ok().and_then(|mut messages| {
+        messages.find_map(|m| match m {
+            ControlMessageOwned::ScmTimestampsns(stamps) => {
+                let ns = stamps.system.tv_sec() * 1_000_000_000 + stamps.system.tv_nsec();
+                (ns > 0).then_some(ns)
+            }
+            _ => None,
+        })
+    });
+    Ok(Received {
+        bytes: message.bytes,
+        stamp_ns,
+    })
+}
+
+struct Received {
+    bytes: usize,
+    stamp_ns: Option<i64>,
+}
+
+impl AsyncRead for Tap {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        loop {
+            ready!(this.stream.poll_read_ready(cx))?;
+            let mut received = None;
+            let room = buf.initialize_unfilled();
+            let result = this.stream.try_io(Interest::READABLE, || {
+                let mut control = this.context.control.borrow_mut();
+                let got = receive(&this.stream, room, &mut control)?;
+                let drained = got.bytes > 0 && got.bytes < room.len();
+                let t_seen_ns = this.context.clock.now_ns();
+                received = Some((got, t_seen_ns));
+                // A short read has emptied the socket. Saying so saves the next
+                // receive, which would only come back with EAGAIN.
+                if drained {
+                    return Err(io::ErrorKind::WouldBlock.into());
+                }
+                Ok(())
+            });
+            match (received, result) {
+                (Some((got, t_seen_ns)), _) => {
+                    this.note(&got, t_seen_ns);
+                    buf.advance(got.bytes);
+                    return Poll::Ready(Ok(()));
+                }
+                (None, Err(e)) if e.kind() == io::ErrorKind::WouldBlock => {}
+                (None, result) => return Poll::Ready(result),
+            }
+        }
+    }
+}
+
+impl Tap {
+    fn note(&self, got: &Received, t_seen_ns: i64) {
+        // The end of the stream is no arrival: the stamp of the last bytes stays.
+        if got.bytes == 0 {
+            return;
+        }
+        let t_ns = got
+            .stamp_ns
+            .and_then(|ns| self.context.converter.borrow_mut().convert(ns, t_seen_ns));
+        self.state
+            .note_read(t_ns.unwrap_or(t_seen_ns), t_seen_ns, t_ns.is_some());
+    }
+
+    fn note_write(&self, result: &Poll<io::Result<usize>>) {
+        match result {
+            Poll::Ready(Ok(bytes)) => self
+                .state
+                .note_write(*bytes, self.context.clock.now_ns()),
+            Poll::Ready(Err(_)) => {}
+            Poll::Pending => self.state.write_pending.set(true),
+        }
+    }
+}
+
+impl AsyncWrite for Tap {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let result = Pin::new(&mut this.stream).poll_write(cx, buf);
+        this.note_write(&result);
+        result
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let result = Pin::new(&mut this.stream).poll_write_vectored(cx, bufs);
+        this.note_write(&result);
+        result
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}
+
+/// Bytes read from the socket at once: the most that one `recvmsg` of a burst
+/// returns, small enough to stay in the cache.
+pub(crate) const READ_BUFFER_BYTES: usize = 64 * 1024;
+
+/// Hands hyper one read per [`TapState::open_gate`].
+///
+/// hyper reads on as soon as it has parsed a response head or has room for a
+/// body frame. Without the gate the stamp of that next read would be taken for
+/// the arrival of what came before it.
+#[derive(Debug)]
+pub struct Gated<S> {
+    stream: S,
+    state: Rc<TapState>,
+    buffer: Rc<RefCell<Vec<u8>>>,
+}
+
+impl<S> Gated<S> {
+    pub(crate) fn new(stream: S, state: Rc<TapState>, buffer: Rc<RefCell<Vec<u8>>>) -> Self {
+        Self {
+            stream,
+            state,
+            buffer,
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> hyper::rt::Read for Gated<S> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        mut out: hyper::rt::ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.state.gate.get() != Gate::Open {
+            this.state.gate.set(Gate::Refused);
+            return Poll::Pending;
+        }
+        let mut buffer = this.buffer.borrow_mut();
+        let room = out.remaining().min(buffer.len());
+        let mut read = ReadBuf::new(&mut buffer[..room]);
+        ready!(Pin::new(&mut this.stream).poll_read(cx, &mut read))?;
+        this.state.gate.set(Gate::Used);
+        out.put_slice(read.filled());
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> hyper::rt::Write for Gated<S> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,216 @@
+//! The rows of a recording as they leave the socket side.
+//!
+//! Field names, units and NULL rules are those of [`crate::schema`].
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tapedeck_wire::word_enum;
+pub use tapedeck_wire::words::{ChunkKind, Outcome};
+
+/// A list of header or label pairs, in wire order.
+pub type Pairs = Arc<[(String, String)]>;
+
+word_enum! {
+    /// Which part of a run a request belongs to.
+    Phase { Probe = "probe", Warmup = "warmup", Measure = "measure" }
+}
+
+word_enum! {
+    /// Where arrival instants come from.
+    TimestampSource { Kernel = "kernel", Process = "process" }
+}
+
+/// One attempt, as it was sent.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RequestRow {
+    pub request_id: i64,
+    pub attempt: i32,
+    pub phase: Phase,
+    pub session_id: Option<Arc<str>>,
+    pub turn: Option<i32>,
+    pub parent_request_id: Option<i64>,
+    pub replay_of: Option<i64>,
+    pub worker: Option<Arc<str>>,
+    pub api: Arc<str>,
+    pub method: Arc<str>,
+    pub url_path: Arc<str>,
+    pub query: Option<Arc<str>>,
+    pub model: Option<Arc<str>>,
+    pub stream: bool,
+    pub t_scheduled_ns: Option<i64>,
+    pub t_dispatched_ns: Option<i64>,
+    pub t_received_ns: Option<i64>,
+    pub t_connect_ns: Option<i64>,
+    pub t_connected_ns: Option<i64>,
+    pub t_tls_ns: Option<i64>,
+    pub t_sent_ns: Option<i64>,
+    pub conn_id: Option<i64>,
+    pub conn_reused: Option<bool>,
+    pub headers: Option<Pairs>,
+    pub body: Option<Bytes>,
+    pub body_bytes: i64,
+    pub body_hash: Option<Arc<str>>,
+    pub input_tokens: Option<i32>,
+    pub input_tokens_source: Option<Arc<str>>,
+    pub max_output_tokens: Option<i32>,
+    pub block_size: Option<i32>,
+    /// `(start, len)` runs of prefix-block ids.
+    pub block_runs: Option<Arc<[(i64, i32)]>>,
+}
+
+/// One stream event. Its payload lies in [`ChunkRows::payloads`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct ChunkRow {
+    pub request_id: i64,
+    pub attempt: i32,
+    pub chunk_index: i32,
+    pub read_index: i32,
+    pub choice_index: Option<i32>,
+    pub t_ns: i64,
+    pub t_seen_ns: i64,
+    pub t_forwarded_ns: Option<i64>,
+    pub kind: ChunkKind,
+    pub event: Option<Arc<str>>,
+    pub event_id: Option<Arc<str>>,
+    pub tokens: Option<i32>,
+    /// True length of the payload, also where the copy was cut.
+    pub bytes: i64,
+    /// `(offset, length)` of the payload copy; `None` where none is kept.
+    pub payload: Option<(u32, u32)>,
+}
+
+/// Chunk rows and one arena for their payloads, so that a chunk costs a copy
+/// and no allocation.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ChunkRows {
+    pub rows: Vec<ChunkRow>,
+    pub payloads: Vec<u8>,
+}
+
+impl ChunkRows {
+    /// Appends a row whose payload is `data`.
+    pub fn push(&mut self, mut row: ChunkRow, data: Option<&[u8]>) {
+        row.payload = data.map(|data| {
+            let offset = self.payloads.len() as u32;
+            self.payloads.extend_from_slice(data);
+            (offset, data.len() as u32)
+        });
+        self.rows.push(row);
+    }
+
+    #[must_use]
+    pub fn payload(&self, row: &ChunkRow) -> Option<&[u8]> {
+        row.payload
+            .map(|(offset, len)| &self.payloads[offset as usize..(offset + len) as usize])
+    }
+
+    /// Moves all rows of `other` behind those of `self`.
+    pub fn append(&mut self, other: &mut Self) {
+        let shift = self.payloads.len() as u32;
+        self.payloads.append(&mut other.payloads);
+        self.rows.extend(other.rows.drain(..).map(|mut row| {
+            row.payload = row.payload.map(|(offset, len)| (offset + shift, len));
+            row
+        }));
+    }
+}
+
+/// How one attempt ended.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ResponseRow {
+    pub request_id: i64,
+    pub attempt: i32,
+    pub outcome: Outcome,
+    pub status: Option<i32>,
+    pub headers: Option<Pairs>,
+    pub trailers: Option<Pairs>,
+    pub t_headers_ns: Option<i64>,
+    pub t_end_ns: Option<i64>,
+    pub t_client_end_ns: Option<i64>,
+    pub timestamp_source: TimestampSource,
+    pub finish_reason: Option<Arc<str>>,
+    pub input_tokens: Option<i32>,
+    pub output_tokens: Option<i32>,
+    pub reasoning_tokens: Option<i32>,
+    pub cached_tokens: Option<i32>,
+    pub usage_source: Option<Arc<str>>,
+    pub error: Option<Arc<str>>,
+    pub body: Option<Bytes>,
+    pub body_bytes: i64,
+    pub chunk_count: i32,
+    pub malformed_chunks: i32,
+}
+
+/// One value of a time series.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SampleRow {
+    pub t_ns: i64,
+    pub source: Arc<str>,
+    pub name: Arc<str>,
+    pub labels: Option<Pairs>,
+    pub value: f64,
+}
+
+/// Something that happened to the run itself.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MarkRow {
+    pub t_ns: i64,
+    pub name: Arc<str>,
+    /// JSON.
+    pub detail: Option<Arc<str>>,
+}
+
+/// Rows on their way to the writer. Within a batch requests come before their
+/// chunks and chunks before their response, so a log cut between two tables
+/// never holds an end without what it ended.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct EventBatch {
+    pub requests: Vec<RequestRow>,
+    pub chunks: ChunkRows,
+    pub responses: Vec<ResponseRow>,
+    pub samples: Vec<SampleRow>,
+    pub marks: Vec<MarkRow>,
+}
+
+impl EventBatch {
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.requests.len()
+            + self.chunks.rows.len()
+            + self.responses.len()
+            + self.samples.len()
+            + self.marks.len()
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Rough memory of the batch, for the bounds on queues and segments.
+    #[must_use]
+    pub fn size_bytes(&self) -> usize {
+        let bodies: usize = self
+            .requests
+            .iter()
+            .map(|r| r.body.as_ref().map_or(0, Bytes::len))
+            .chain(self.responses.iter().map(|r| r.body.as_ref().map_or(0, Bytes::len)))
+            .sum();
+        bodies
+            + self.chunks.payloads.len()
+            + self.chunks.rows.len() * size_of::<ChunkRow>()
+            + self.requests.len() * size_of::<RequestRow>()
+            + self.responses.len() * size_of::<ResponseRow>()
+            + self.samples.len() * size_of::<SampleRow>()
+    }
+
+    /// Moves all rows of `other` behind those of `self`.
+    pub fn append(&mut self, other: &mut Self) {
+        self.requests.append(&mut other.requests);
+        self.chunks.append(&mut other.chunks);
+        self.responses.append(&mut other.responses);
+        self.samples.append(&mut other.samples);
+        self.marks.append(&mut other.marks);
+    }
+}

@@ -1,0 +1,64 @@
+//! Files that appear whole or not at all: written beside, synced, renamed.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// Recordings hold prompts: nobody else on the machine may read them.
+const FILE_MODE: u32 = 0o600;
+const DIR_MODE: u32 = 0o700;
+
+/// Creates `dir` and its missing parents for the owner only.
+pub(crate) fn create_dir(dir: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(DIR_MODE).create(dir)
+}
+
+/// A file that takes its name only in [`Pending::commit`].
+#[derive(Debug)]
+pub(crate) struct Pending {
+    file: File,
+    temporary: PathBuf,
+    target: PathBuf,
+}
+
+impl Pending {
+    pub(crate) fn create(target: &Path) -> io::Result<Self> {
+        let mut name = target.file_name().unwrap_or_default().to_owned();
+        name.push(".tmp");
+        let temporary = target.with_file_name(name);
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(FILE_MODE)
+            .open(&temporary)?;
+        Ok(Self {
+            file,
+            temporary,
+            target: target.to_owned(),
+        })
+    }
+
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Syncs the content, gives the file its name and syncs the folder.
+    pub(crate) fn commit(self) -> io::Result<()> {
+        self.file.sync_all()?;
+        std::fs::rename(&self.temporary, &self.target)?;
+        sync_dir(self.target.parent().unwrap_or(Path::new(".")))
+    }
+}
+
+/// Replaces `target` with `content` atomically.
+pub(crate) fn replace(target: &Path, content: &[u8]) -> io::Result<()> {
+    let pending = Pending::create(target)?;
+    pending.file().write_all(content)?;
+    pending.commit()
+}
+
+fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}

@@ -1,0 +1,182 @@
+//! Finding and opening recordings.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use arrow::array::RecordBatch;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+
+use crate::columns::{RowError, from_batch};
+use crate::event::EventBatch;
+use crate::manifest::{MANIFEST_FILE, Manifest, ManifestError};
+use crate::schema::{FOOTER_FORMAT_VERSION, FORMAT_VERSION, Table};
+
+/// A recording that could not be opened or read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    #[error("no recording at {}\nhint: a recording is a folder with {MANIFEST_FILE}", .0.display())]
+    NotFound(PathBuf),
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    #[error("cannot read {}", path.display())]
+    Io {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("{} is not a sealed segment", path.display())]
+    Parquet {
+        path: PathBuf,
+        #[source]
+        source: parquet::errors::ParquetError,
+    },
+    #[error("{} cannot be decoded", path.display())]
+    Arrow {
+        path: PathBuf,
+        #[source]
+        source: arrow::error::ArrowError,
+    },
+    #[error("{} has format version {found}, this program reads up to {FORMAT_VERSION}\nhint: use a newer tapedeck", path.display())]
+    NewerSegment { path: PathBuf, found: u32 },
+    #[error("{} does not hold rows of the format", path.display())]
+    Rows {
+        path: PathBuf,
+        #[source]
+        source: RowError,
+    },
+}
+
+/// An opened recording.
+#[derive(Debug, Clone)]
+pub struct Recording {
+    pub dir: PathBuf,
+    pub manifest: Manifest,
+}
+
+impl Recording {
+    /// Opens the recording in `dir`.
+    ///
+    /// # Errors
+    /// When `dir` holds no manifest or one of a newer format.
+    pub fn open(dir: &Path) -> Result<Self, ReadError> {
+        if !dir.join(MANIFEST_FILE).is_file() {
+            return Err(ReadError::NotFound(dir.to_owned()));
+        }
+        Ok(Self {
+            dir: dir.to_owned(),
+            manifest: Manifest::load(dir)?,
+        })
+    }
+
+    /// Opens `path` if it is a recording, otherwise every recording below it up
+    /// to two folders deep, ordered by path.
+    ///
+    /// # Errors
+    /// When there is none, or one of them cannot be opened.
+    pub fn open_all(path: &Path) -> Result<Vec<Self>, ReadError> {
+        let mut dirs = Vec::new();
+        find(path, 2, &mut dirs).map_err(|source| ReadError::Io {
+            path: path.to_owned(),
+            source,
+        })?;
+        if dirs.is_empty() {
+            return Err(ReadError::NotFound(path.to_owned()));
+        }
+        dirs.sort();
+        dirs.iter().map(|dir| Self::open(dir)).collect()
+    }
+
+    /// Sealed files of `table`, in order of their first row.
+    ///
+    /// # Errors
+    /// When the folder cannot be listed.
+    pub fn files(&self, table: Table) -> Result<Vec<PathBuf>, ReadError> {
+        let dir = self.dir.join(table.name());
+        let io_error = |source| ReadError::Io {
+            path: dir.clone(),
+            source,
+        };
+        if !dir.is_dir() {
+            return Ok(Vec::new());
+        }
+        let mut files = Vec::new();
+        for entry in fs::read_dir(&dir).map_err(io_error)? {
+            let path = entry.map_err(io_error)?.path();
+            if path.extension().is_some_and(|e| e == "parquet") {
+                files.push(path);
+            }
+        }
+        files.sort();
+        Ok(files)
+    }
+
+    /// Reads every row of `table` into memory; for tables that are known to be
+    /// small, or for tests.
+    ///
+    /// # Errors
+    /// When a file is unreadable or its rows are not of the format.
+    pub fn rows(&self, table: Table) -> Result<EventBatch, ReadError> {
+        let mut events = EventBatch::default();
+        for path in self.files(table)? {
+            for batch in read_file(&path)? {
+                from_batch(table, &batch, &mut events).map_err(|source| ReadError::Rows {
+                    path: path.clone(),
+                    source,
+                })?;
+            }
+        }
+        Ok(events)
+    }
+}
+
+/// All batches of one sealed file.
+///
+/// # Errors
+/// When it is not Parquet, or of a newer format.
+pub fn read_file(path: &Path) -> Result<Vec<RecordBatch>, ReadError> {
+    let file = File::open(path).map_err(|source| ReadError::Io {
+        path: path.to_owned(),
+        source,
+    })?;
+    let parquet_error = |source| ReadError::Parquet {
+        path: path.to_owned(),
+        source,
+    };
+    let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(parquet_error)?;
+    let footer = builder.metadata().file_metadata().key_value_metadata();
+    let version = footer
+        .into_iter()
+        .flatten()
+        .find(|kv| kv.key == FOOTER_FORMAT_VERSION)
+        .and_then(|kv| kv.value.as_deref()?.parse::<u32>().ok());
+    if let Some(found) = version.filter(|v| *v > FORMAT_VERSION) {
+        return Err(ReadError::NewerSegment {
+            path: path.to_owned(),
+            found,
+        });
+    }
+    let reader = builder.build().map_err(parquet_error)?;
+    reader
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|source| ReadError::Arrow {
+            path: path.to_owned(),
+            source,
+        })
+}
+
+fn find(path: &Path, depth: usize, found: &mut Vec<PathBuf>) -> std::io::Result<()> {
+    if path.join(MANIFEST_FILE).is_file() {
+        found.push(path.to_owned());
+        return Ok(());
+    }
+    if depth == 0 || !path.is_dir() {
+        return Ok(());
+    }
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            find(&entry.path(), depth - 1, found)?;
+        }
+    }
+    Ok(())
+}
