@@ -3,10 +3,12 @@
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, IoSliceMut};
-use std::os::fd::AsRawFd;
+use std::net::{Ipv4Addr, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use nix::cmsg_space;
 use nix::sys::socket::{
@@ -148,9 +150,7 @@ impl Tap {
     /// Asks the kernel for receive stamps; without them every read is stamped by
     /// this process and says so.
     pub(crate) fn new(stream: TcpStream, context: Rc<TapContext>, state: Rc<TapState>) -> Self {
-        let flags = TimestampingFlag::SOF_TIMESTAMPING_RX_SOFTWARE
-            | TimestampingFlag::SOF_TIMESTAMPING_SOFTWARE;
-        setsockopt(&stream, sockopt::Timestamping, &flags).ok();
+        request_stamps(&stream);
         Self {
             stream,
             context,
@@ -159,11 +159,56 @@ impl Tap {
     }
 }
 
+/// Keeps kernel receive stamps switched on while it lives.
+///
+/// The kernel starts to stamp some milliseconds after the first socket asked for
+/// it, and stops when the last such socket is closed: without this the first
+/// answers of a run would carry no stamp.
+#[derive(Debug)]
+pub(crate) struct KernelStamping {
+    _socket: Option<UdpSocket>,
+}
+
+/// Datagrams sent to ourselves, a millisecond apart, until one comes back
+/// stamped: the longest that switching on may hold up a run.
+const STAMPING_TRIES: usize = 100;
+
+impl KernelStamping {
+    pub(crate) fn switch_on() -> Self {
+        Self {
+            _socket: Self::stamped_socket().ok(),
+        }
+    }
+
+    fn stamped_socket() -> io::Result<UdpSocket> {
+        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+        socket.connect(socket.local_addr()?)?;
+        request_stamps(&socket);
+        let mut control = vec![0; CONTROL_BYTES];
+        for _ in 0..STAMPING_TRIES {
+            socket.send(&[0])?;
+            let got = receive(&socket, &mut [0; 8], &mut control);
+            if got.is_ok_and(|got| got.stamp_ns.is_some()) {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(socket)
+    }
+}
+
+fn request_stamps(socket: &impl AsFd) {
+    let flags = TimestampingFlag::SOF_TIMESTAMPING_RX_SOFTWARE
+        | TimestampingFlag::SOF_TIMESTAMPING_SOFTWARE;
+    // Refused where the kernel has no stamps: reads then say `process`.
+    setsockopt(socket, sockopt::Timestamping, &flags).ok();
+}
+
 /// One `recvmsg`: bytes read and the kernel's stamp, ns since the Unix epoch.
-fn receive(stream: &TcpStream, buf: &mut [u8], control: &mut [u8]) -> io::Result<Received> {
+fn receive(socket: &impl AsRawFd, buf: &mut [u8], control: &mut [u8]) -> io::Result<Received> {
     let mut iov = [IoSliceMut::new(buf)];
     let message = recvmsg::<()>(
-        stream.as_raw_fd(),
+        socket.as_raw_fd(),
         &mut iov,
         Some(control),
         MsgFlags::MSG_DONTWAIT,

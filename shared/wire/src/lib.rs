@@ -1,1 +1,20 @@
+//! Bytes → meaning: no clock, no async, no I/O, and nothing of ours below it.
+//!
+//! ```text
+//!  raw read ─▶ decode ─▶ sse ─▶ openai ─▶ response ─▶ chunks and one end
+//!             (gzip…)  (frames) (kinds)  (outcome)
+//! ```
+//!
+//! A caller hands every read of a response to [`response::ResponseReader`]
+//! together with an opaque stamp of that read, and gets each chunk back with the
+//! stamp of the read that delivered the last byte of its payload. What a server
+//! does wrong is a value here, never an `Err` that ends a run and never a panic.
+//! Everything kept is a capped copy; lengths are always the true ones.
+
+pub mod decode;
+mod lenient;
+pub mod openai;
+pub mod response;
+pub mod sse;
+mod text;
 pub mod words;

@@ -55,3 +55,10 @@ word_enum! {
         Imported = "imported",
     }
 }
+
+impl Default for ChunkKind {
+    /// What a chunk is until something better is found in it.
+    fn default() -> Self {
+        Self::Other
+    }
+}

@@ -1,0 +1,31 @@
+-- content_chunk: one row per content-bearing chunk of a request in the measured phase, every attempt.
+-- Reads: chunks, requests.
+--   recording_id  TEXT    -   -  Key.
+--   request_id    BIGINT  -   -  Key.
+--   attempt       INT     -   -  Key.
+--   chunk_index   INT     -   -  Key. Position among all chunks of the attempt, from 0.
+--   read_index    INT     -   -  Chunks with the same number arrived in one read.
+--   choice_index  INT     -   -  Which of several answers; NULL where the API does not say.
+--   t_ns          BIGINT  ns  -  Arrival, since the recording started.
+--   kind          TEXT    -   -  reasoning, content or tool.
+--   tokens        INT     -   -  Tokens of the chunk where the stream says so.
+CREATE VIEW content_chunk AS
+-- The one definition of "the server has begun to answer": a role, a usage or an
+-- empty delta is not content.
+SELECT
+  c.recording_id,
+  c.request_id,
+  c.attempt,
+  c.chunk_index,
+  c.read_index,
+  c.choice_index,
+  c.t_ns,
+  c.kind,
+  c.tokens
+FROM chunks AS c
+JOIN requests AS r
+  ON r.recording_id = c.recording_id
+  AND r.request_id = c.request_id
+  AND r.attempt = c.attempt
+WHERE c.kind IN ('reasoning', 'content', 'tool')
+  AND r.phase = 'measure';

@@ -1,0 +1,60 @@
+-- schedule_lag: one row per recording: how late this client was, at sending and at reading.
+-- Reads: recordings, chunks, outcome.
+--   recording_id          TEXT    -         -      Key.
+--   dispatched            BIGINT  requests  -      Measured requests with a schedule.
+--   dispatch_lag_ms_p50   DOUBLE  ms        lower  Median of dispatched minus scheduled.
+--   dispatch_lag_ms_p99   DOUBLE  ms        lower  99th percentile.
+--   dispatch_lag_ms_max   DOUBLE  ms        lower  Worst.
+--   chunks_read           BIGINT  chunks    -      Chunks of every kind.
+--   read_lag_ms_p50       DOUBLE  ms        lower  Median of seen minus arrived: chunks waiting for this process.
+--   read_lag_ms_p99       DOUBLE  ms        lower  99th percentile.
+--   read_lag_ms_max       DOUBLE  ms        lower  Worst.
+CREATE VIEW schedule_lag AS
+WITH
+dispatch AS (
+  SELECT
+    recording_id,
+    (t_dispatched_ns - t_scheduled_ns) / 1e6 AS lag_ms
+  FROM outcome
+  WHERE measured
+    AND t_scheduled_ns IS NOT NULL
+    AND t_dispatched_ns IS NOT NULL
+),
+dispatch_stat AS (
+  SELECT
+    recording_id,
+    count(*) AS n,
+    percentile_cont(0.5) WITHIN GROUP (ORDER BY lag_ms) AS p50,
+    percentile_cont(0.99) WITHIN GROUP (ORDER BY lag_ms) AS p99,
+    max(lag_ms) AS worst
+  FROM dispatch
+  GROUP BY recording_id
+),
+-- All phases: a client that cannot keep up in its warm-up cannot later either.
+read_lag AS (
+  SELECT recording_id, (t_seen_ns - t_ns) / 1e6 AS lag_ms
+  FROM chunks
+),
+read_stat AS (
+  SELECT
+    recording_id,
+    count(*) AS n,
+    percentile_cont(0.5) WITHIN GROUP (ORDER BY lag_ms) AS p50,
+    percentile_cont(0.99) WITHIN GROUP (ORDER BY lag_ms) AS p99,
+    max(lag_ms) AS worst
+  FROM read_lag
+  GROUP BY recording_id
+)
+SELECT
+  g.recording_id,
+  coalesce(d.n, 0) AS dispatched,
+  d.p50 AS dispatch_lag_ms_p50,
+  d.p99 AS dispatch_lag_ms_p99,
+  d.worst AS dispatch_lag_ms_max,
+  coalesce(k.n, 0) AS chunks_read,
+  k.p50 AS read_lag_ms_p50,
+  k.p99 AS read_lag_ms_p99,
+  k.worst AS read_lag_ms_max
+FROM recordings AS g
+LEFT JOIN dispatch_stat AS d ON d.recording_id = g.recording_id
+LEFT JOIN read_stat AS k ON k.recording_id = g.recording_id;

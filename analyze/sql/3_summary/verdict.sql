@@ -1,0 +1,63 @@
+-- verdict: one row per recording: whether its numbers are the server's or this client's.
+-- Reads: recordings, params, schedule_lag.
+--   recording_id  TEXT  -  -  Key.
+--   verdict       TEXT  -  -  ok, client saturated, or invalid.
+--   reason        TEXT  -  -  The facts behind it.
+CREATE VIEW verdict AS
+-- 10 ms is half the gap between two tokens at 50 tokens/s: beyond it lateness of
+-- the client shows in ITL and TTFT alike. 100 ms is as much as a whole good
+-- TTFT: such numbers describe the client. Dropped events mean that rows are
+-- missing, so that no count and no percentile can be trusted.
+WITH
+fact AS (
+  SELECT
+    g.recording_id,
+    g.dropped_events,
+    l.dispatched,
+    l.chunks_read,
+    l.dispatch_lag_ms_p99 AS dispatch_ms,
+    l.read_lag_ms_p99 AS read_ms,
+    (SELECT max(value) FROM params WHERE name = 'saturated_lag_ms')
+      AS saturated_ms,
+    (SELECT max(value) FROM params WHERE name = 'invalid_lag_ms') AS invalid_ms
+  FROM recordings AS g
+  LEFT JOIN schedule_lag AS l ON l.recording_id = g.recording_id
+)
+SELECT
+  recording_id,
+  CASE
+    WHEN dropped_events > 0
+      OR read_ms > invalid_ms
+      OR dispatch_ms > invalid_ms THEN 'invalid'
+    WHEN read_ms > saturated_ms
+      OR dispatch_ms > saturated_ms THEN 'client saturated'
+    ELSE 'ok'
+  END AS verdict,
+  CASE
+    WHEN dropped_events > 0 THEN
+      concat(dropped_events, ' events were dropped: rows are missing')
+    WHEN read_ms > saturated_ms
+      AND (dispatch_ms IS NULL OR read_ms >= dispatch_ms) THEN
+      concat(
+        'chunks waited for this client: read lag p99 ',
+        round(read_ms, 1), ' ms is above ',
+        CASE WHEN read_ms > invalid_ms THEN invalid_ms ELSE saturated_ms END,
+        ' ms'
+      )
+    WHEN dispatch_ms > saturated_ms THEN
+      concat(
+        'requests left late: dispatch lag p99 ',
+        round(dispatch_ms, 1), ' ms is above ',
+        CASE WHEN dispatch_ms > invalid_ms THEN invalid_ms ELSE saturated_ms END,
+        ' ms'
+      )
+    WHEN chunks_read = 0 AND dispatched = 0 THEN
+      'nothing to judge: no chunks and no schedule'
+    ELSE concat(
+      'read lag p99 ',
+      coalesce(concat(round(read_ms, 3), ' ms'), 'unknown'),
+      ', dispatch lag p99 ',
+      coalesce(concat(round(dispatch_ms, 3), ' ms'), 'unknown')
+    )
+  END AS reason
+FROM fact;

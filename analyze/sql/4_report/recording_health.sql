@@ -1,0 +1,181 @@
+-- recording_health: one row per recording and finding: what to know before believing a number.
+-- Reads: recordings, requests, responses, marks, outcome, request_latency, throughput, verdict.
+--   recording_id   TEXT    -  -  Key.
+--   finding        TEXT    -  -  Key.
+--   finding_index  BIGINT  -  -  Order in a report.
+--   severity       TEXT    -  -  ok (nothing to see), info, warning or error.
+--   value          DOUBLE  -  -  How many, or which share. NULL where the finding is a word.
+--   detail         TEXT    -  -  One sentence.
+CREATE VIEW recording_health AS
+WITH
+names AS (
+  SELECT column1 AS finding_index, column2 AS finding
+  FROM (
+    VALUES
+      (0, 'verdict'),
+      (1, 'state'),
+      (2, 'dropped_events'),
+      (3, 'unfinished_requests'),
+      (4, 'malformed_chunks'),
+      (5, 'truncated_events'),
+      (6, 'process_timestamps'),
+      (7, 'coalesced_chunks'),
+      (8, 'uncounted_requests'),
+      (9, 'retried_requests'),
+      (10, 'reused_connections')
+  ) AS v
+),
+connection AS (
+  SELECT
+    recording_id,
+    avg(CASE WHEN conn_reused THEN 1.0 ELSE 0.0 END) AS reused_share
+  FROM requests
+  WHERE conn_reused IS NOT NULL
+  GROUP BY recording_id
+),
+response AS (
+  SELECT
+    recording_id,
+    sum(malformed_chunks) AS malformed_chunks,
+    -- Where nothing arrived the source of the stamps says nothing.
+    count(*) FILTER (
+      WHERE timestamp_source = 'process' AND t_headers_ns IS NOT NULL
+    ) AS process_stamped,
+    count(t_headers_ns) AS stamped
+  FROM responses
+  GROUP BY recording_id
+),
+mark AS (
+  SELECT recording_id, count(*) AS truncated_events
+  FROM marks
+  WHERE name = 'truncated_event'
+  GROUP BY recording_id
+),
+request AS (
+  SELECT
+    recording_id,
+    count(*) FILTER (WHERE outcome = 'unfinished') AS unfinished,
+    count(*) FILTER (WHERE attempts > 1) AS retried
+  FROM outcome
+  GROUP BY recording_id
+),
+stream AS (
+  SELECT
+    recording_id,
+    CAST(sum(content_chunks - content_reads) AS DOUBLE)
+      / nullif(sum(content_chunks), 0) AS coalesced_share
+  FROM request_latency
+  GROUP BY recording_id
+),
+fact AS (
+  SELECT
+    g.recording_id,
+    g.state,
+    g.dropped_events,
+    v.verdict,
+    v.reason,
+    coalesce(q.unfinished, 0) AS unfinished,
+    coalesce(q.retried, 0) AS retried,
+    coalesce(p.malformed_chunks, 0) AS malformed_chunks,
+    coalesce(p.process_stamped, 0) AS process_stamped,
+    coalesce(p.stamped, 0) AS stamped,
+    coalesce(m.truncated_events, 0) AS truncated_events,
+    s.coalesced_share,
+    t.uncounted,
+    c.reused_share
+  FROM recordings AS g
+  LEFT JOIN verdict AS v ON v.recording_id = g.recording_id
+  LEFT JOIN throughput AS t ON t.recording_id = g.recording_id
+  LEFT JOIN request AS q ON q.recording_id = g.recording_id
+  LEFT JOIN response AS p ON p.recording_id = g.recording_id
+  LEFT JOIN mark AS m ON m.recording_id = g.recording_id
+  LEFT JOIN stream AS s ON s.recording_id = g.recording_id
+  LEFT JOIN connection AS c ON c.recording_id = g.recording_id
+)
+SELECT
+  f.recording_id,
+  n.finding,
+  n.finding_index,
+  CASE n.finding
+    WHEN 'verdict' THEN
+      CASE f.verdict
+        WHEN 'ok' THEN 'ok' WHEN 'invalid' THEN 'error' ELSE 'warning'
+      END
+    WHEN 'state' THEN CASE WHEN f.state = 'sealed' THEN 'ok' ELSE 'warning' END
+    WHEN 'dropped_events' THEN
+      CASE WHEN f.dropped_events > 0 THEN 'error' ELSE 'ok' END
+    WHEN 'unfinished_requests' THEN
+      CASE WHEN f.unfinished > 0 THEN 'warning' ELSE 'ok' END
+    WHEN 'malformed_chunks' THEN
+      CASE WHEN f.malformed_chunks > 0 THEN 'warning' ELSE 'ok' END
+    WHEN 'truncated_events' THEN
+      CASE WHEN f.truncated_events > 0 THEN 'info' ELSE 'ok' END
+    WHEN 'process_timestamps' THEN
+      CASE WHEN f.process_stamped > 0 THEN 'warning' ELSE 'ok' END
+    -- Above a tenth the ITL percentiles describe reads rather than tokens.
+    WHEN 'coalesced_chunks' THEN
+      CASE
+        WHEN f.coalesced_share > 0.1 THEN 'warning'
+        WHEN f.coalesced_share > 0 THEN 'info'
+        ELSE 'ok'
+      END
+    WHEN 'uncounted_requests' THEN
+      CASE WHEN f.uncounted > 0 THEN 'warning' ELSE 'ok' END
+    WHEN 'retried_requests' THEN
+      CASE WHEN f.retried > 0 THEN 'info' ELSE 'ok' END
+    ELSE 'ok'
+  END AS severity,
+  CASE n.finding
+    WHEN 'dropped_events' THEN CAST(f.dropped_events AS DOUBLE)
+    WHEN 'unfinished_requests' THEN CAST(f.unfinished AS DOUBLE)
+    WHEN 'malformed_chunks' THEN CAST(f.malformed_chunks AS DOUBLE)
+    WHEN 'truncated_events' THEN CAST(f.truncated_events AS DOUBLE)
+    WHEN 'process_timestamps' THEN
+      CAST(f.process_stamped AS DOUBLE) / nullif(f.stamped, 0)
+    WHEN 'coalesced_chunks' THEN f.coalesced_share
+    WHEN 'uncounted_requests' THEN CAST(f.uncounted AS DOUBLE)
+    WHEN 'retried_requests' THEN CAST(f.retried AS DOUBLE)
+    WHEN 'reused_connections' THEN f.reused_share
+  END AS value,
+  CASE n.finding
+    WHEN 'verdict' THEN concat(f.verdict, ': ', f.reason)
+    WHEN 'state' THEN
+      CASE f.state
+        WHEN 'sealed' THEN 'sealed by its recorder'
+        WHEN 'open' THEN
+          'open: still being written, or its recorder died; the last rows are missing'
+        ELSE concat(f.state, ' after its recorder died')
+      END
+    WHEN 'dropped_events' THEN
+      concat(f.dropped_events, ' events dropped by the recorder')
+    WHEN 'unfinished_requests' THEN
+      concat(f.unfinished, ' requests without a response')
+    WHEN 'malformed_chunks' THEN
+      concat(f.malformed_chunks, ' chunks that do not parse')
+    WHEN 'truncated_events' THEN
+      concat(f.truncated_events, ' events kept only in part; lengths are true')
+    WHEN 'process_timestamps' THEN
+      concat(
+        f.process_stamped, ' of ', f.stamped,
+        ' responses stamped by this process instead of the kernel'
+      )
+    WHEN 'coalesced_chunks' THEN
+      concat(
+        coalesce(CAST(round(f.coalesced_share * 100, 1) AS VARCHAR), 'unknown'),
+        '% of content chunks share a read with the one before'
+      )
+    WHEN 'uncounted_requests' THEN
+      concat(
+        f.uncounted,
+        ' successful requests without a token count, missing in token throughput'
+      )
+    WHEN 'retried_requests' THEN
+      concat(f.retried, ' requests sent more than once; the last attempt counts')
+    WHEN 'reused_connections' THEN
+      concat(
+        coalesce(CAST(round(f.reused_share * 100, 1) AS VARCHAR), 'unknown'),
+        '% of attempts on a connection used before'
+      )
+  END AS detail
+FROM fact AS f
+CROSS JOIN names AS n;

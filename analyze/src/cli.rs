@@ -1,0 +1,276 @@
+//! What the user typed, and what it leads to.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use tapedeck_recording::Recording;
+
+use crate::check::{self, chain};
+use crate::models;
+use crate::output::{Output, OutputError, QueryFormat, is_broken_pipe};
+use crate::render::{Format, grid};
+use crate::report::{self, ReportOptions, Verdict};
+use crate::session::{self, Parameters, Session, Slo};
+
+/// The program worked and found something: a broken invariant, an invalid run.
+const EXIT_FINDING: u8 = 1;
+/// The program could not do what it was asked.
+const EXIT_FAILED: u8 = 2;
+
+/// Ask recordings of LLM inference traffic, in SQL.
+#[derive(Debug, Parser)]
+#[command(name = "analyze", version)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Latency, throughput and health of one or more recordings
+    Report(ReportArgs),
+    /// Run one SQL query over recordings
+    Query(QueryArgs),
+    /// List the metric definitions, or print one
+    Sql {
+        /// Name of a view
+        name: Option<String>,
+    },
+    /// List the recordings below a folder
+    Ls {
+        /// A folder of recordings
+        root: PathBuf,
+    },
+    /// Test the invariants of recordings; exit 1 with findings
+    Check {
+        /// A recording, or a folder of them
+        recording: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+struct ReportArgs {
+    /// Recordings, or folders of them
+    #[arg(required = true, value_name = "RECORDING")]
+    recordings: Vec<PathBuf>,
+    #[arg(long, value_enum, default_value = "table")]
+    format: Format,
+    /// Write to a file instead of stdout
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Bound on a metric of every request, for goodput; repeatable
+    #[arg(long = "slo", value_name = "METRIC=VALUE", value_parser = parse_slo)]
+    slos: Vec<Slo>,
+    /// Leave out requests sent in the first part of the run (500ms, 30s, 2m)
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration_ms)]
+    warmup: Option<f64>,
+    /// Percentiles instead of the default ones (50,99.9)
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = parse_percentile)]
+    percentiles: Option<Vec<f64>>,
+    /// Exit 1 when the verdict is invalid
+    #[arg(long)]
+    strict: bool,
+}
+
+#[derive(Debug, Args)]
+struct QueryArgs {
+    /// Recordings or folders of them, then one SQL query
+    #[arg(required = true, num_args = 2.., value_name = "RECORDING… SQL")]
+    arguments: Vec<String>,
+    #[arg(long, value_enum, default_value = "table")]
+    format: QueryFormat,
+    /// Write to a file instead of stdout
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+}
+
+/// What a command may fail with.
+#[derive(Debug, thiserror::Error)]
+enum Failed {
+    #[error(transparent)]
+    Session(#[from] session::Error),
+    #[error(transparent)]
+    Output(#[from] OutputError),
+    #[error("no definition is called {0}\nhint: `analyze sql` lists them")]
+    UnknownView(String),
+}
+
+/// Runs the program. Data goes to stdout, everything else to stderr.
+pub async fn run(cli: Cli) -> ExitCode {
+    let result = match cli.command {
+        Command::Report(args) => report(args).await,
+        Command::Query(args) => query(args).await,
+        Command::Sql { name } => sql(name.as_deref()),
+        Command::Ls { root } => ls(&root).await,
+        Command::Check { recording } => check(&recording).await,
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Nothing is left to tell anybody when stderr is gone too.
+            drop(writeln!(std::io::stderr(), "{}", message(&error)));
+            ExitCode::from(EXIT_FAILED)
+        }
+    }
+}
+
+/// One message: the error and its causes, then what can be done about it.
+fn message(error: &dyn std::error::Error) -> String {
+    let text = chain(error);
+    let (hints, lines): (Vec<&str>, Vec<&str>) =
+        text.lines().partition(|line| line.starts_with("hint: "));
+    let hints: Vec<String> = hints.into_iter().map(|hint| format!("\n{hint}")).collect();
+    format!("error: {}{}", lines.join("\n"), hints.concat())
+}
+
+async fn report(args: ReportArgs) -> Result<ExitCode, Failed> {
+    let mut percentiles = args.percentiles;
+    if let Some(list) = &mut percentiles {
+        list.sort_by(f64::total_cmp);
+        list.dedup();
+    }
+    let options = ReportOptions {
+        warmup_ms: args.warmup.unwrap_or_default(),
+        percentiles,
+        slos: args.slos,
+    };
+    let report = report::report(&args.recordings, &options).await?;
+    Output::open(args.output.as_deref())?.text(&report.render(args.format))?;
+    let is_finding = args.strict && report.verdict() == Verdict::Invalid;
+    Ok(if is_finding {
+        ExitCode::from(EXIT_FINDING)
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+async fn query(mut args: QueryArgs) -> Result<ExitCode, Failed> {
+    // clap has seen at least two arguments.
+    let sql = args.arguments.pop().unwrap_or_default();
+    let paths: Vec<PathBuf> = args.arguments.iter().map(PathBuf::from).collect();
+    let recordings = session::open_all(&paths)?;
+    let session = Session::open(recordings, &Parameters::default()).await?;
+    let rows = session.query(&sql).await?.execute_stream().await;
+    let rows = rows.map_err(session::Error::Query)?;
+    let mut output = Output::open(args.output.as_deref())?;
+    output.rows(rows, args.format).await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn sql(name: Option<&str>) -> Result<ExitCode, Failed> {
+    let text = match name {
+        Some(name) => {
+            let model = models::view(name);
+            let model = model.ok_or_else(|| Failed::UnknownView(name.to_owned()))?;
+            model.sql.to_owned()
+        }
+        None => models::views()
+            .iter()
+            .map(|m| format!("{:<20} {}\n", m.name, m.grain))
+            .collect(),
+    };
+    Output::open(None)?.text(&text)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn ls(root: &Path) -> Result<ExitCode, Failed> {
+    let recordings = session::open_all(&[root.to_owned()])?;
+    let parameters = Parameters::default();
+    let kept = ["outcome", "request_latency"];
+    let session = Session::open_keeping(recordings, &parameters, &kept).await?;
+    let summaries = report::summaries(&session).await?;
+    let row = |recording: &Recording| {
+        let manifest = &recording.manifest;
+        let mut summaries = summaries.iter();
+        let summary = summaries.find(|s| s.recording_id == manifest.recording_id);
+        let labels = manifest.labels.iter().map(|(k, v)| format!("{k}={v}"));
+        let count = |get: fn(&report::Counts) -> u64| {
+            summary.map_or_else(|| "-".to_owned(), |s| get(&s.counts).to_string())
+        };
+        vec![
+            manifest.name.clone(),
+            recording.dir.display().to_string(),
+            labels.collect::<Vec<_>>().join(" "),
+            manifest.target.clone().unwrap_or_else(|| "-".to_owned()),
+            count(|c| c.requests),
+            count(|c| c.succeeded),
+            count(|c| c.failed),
+            count(|c| c.unfinished),
+            summary.map_or("-", |s| s.verdict.as_str()).to_owned(),
+        ]
+    };
+    let rows: Vec<Vec<String>> = session.recordings().iter().map(row).collect();
+    let header = [
+        "Name", "Path", "Labels", "Target", "Requests", "Succeeded", "Failed", "Unfinished",
+        "Verdict",
+    ];
+    Output::open(None)?.text(&format!("{}\n", grid(&header, &rows, false)))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn check(path: &Path) -> Result<ExitCode, Failed> {
+    let mut text = String::new();
+    let mut code = ExitCode::SUCCESS;
+    for recording in session::open_all(&[path.to_owned()])? {
+        let broken = check::check(&recording).await?;
+        let dir = recording.dir.display();
+        if broken.is_empty() {
+            text.push_str(&format!("{dir}: sound\n"));
+        } else {
+            code = ExitCode::from(EXIT_FINDING);
+        }
+        for finding in broken {
+            text.push_str(&format!("{dir}: {finding}\n"));
+        }
+    }
+    Output::open(None)?.text(&text)?;
+    Ok(code)
+}
+
+fn parse_slo(text: &str) -> Result<Slo, String> {
+    let (metric, bound) = text
+        .split_once('=')
+        .ok_or("expected METRIC=VALUE, for example ttft_ms=200")?;
+    let bound: f64 = bound
+        .trim()
+        .parse()
+        .map_err(|_| format!("{bound} is not a number"))?;
+    if !bound.is_finite() {
+        return Err("the bound must be a finite number".to_owned());
+    }
+    Ok(Slo {
+        metric: metric.trim().to_owned(),
+        bound,
+    })
+}
+
+/// A duration in ms; a bare number is seconds.
+fn parse_duration_ms(text: &str) -> Result<f64, String> {
+    const UNITS: [(&str, f64); 4] = [("ms", 1.0), ("s", 1e3), ("m", 60e3), ("h", 3_600e3)];
+    let unit = UNITS.iter().find(|(unit, _)| text.ends_with(unit));
+    let (number, scale) = match unit {
+        Some((unit, scale)) => (text.strip_suffix(unit).unwrap_or(text), *scale),
+        None => (text, 1e3),
+    };
+    let number: f64 = number
+        .trim()
+        .parse()
+        .map_err(|_| "expected a duration such as 500ms, 30s or 2m".to_owned())?;
+    if number.is_finite() && number >= 0.0 {
+        Ok(number * scale)
+    } else {
+        Err("a duration is finite and not negative".to_owned())
+    }
+}
+
+fn parse_percentile(text: &str) -> Result<f64, String> {
+    let text = text.trim();
+    let number = text.strip_prefix('p').unwrap_or(text).parse::<f64>();
+    match number {
+        Ok(p) if (0.0..=100.0).contains(&p) => Ok(p),
+        _ => Err(format!("{text} is not a percentile from 0 to 100")),
+    }
+}

@@ -1,0 +1,213 @@
+//! The metric definitions: one SQL view per file, embedded, with headers that
+//! programs read.
+//!
+//! A header opens its file: `-- name: grain.`, `-- Reads: a, b.`, then one line
+//! per column with name, type, unit, polarity and meaning. The same lines feed
+//! the schema test, [`reference`] (METRICS.md) and the direction of an SLO.
+//! Path order is dependency order: a file reads only recorded tables, tables of
+//! the session and views of earlier files.
+
+use std::fmt::Write as _;
+use std::sync::LazyLock;
+
+/// One file under `sql/`.
+#[derive(Debug, Clone)]
+pub struct Model {
+    /// Path below `sql/`, for example `1_base/outcome.sql`.
+    pub path: &'static str,
+    /// View name: the file's stem.
+    pub name: &'static str,
+    /// The file as it is.
+    pub sql: &'static str,
+    /// What one row is.
+    pub grain: String,
+    /// Tables and views it mentions.
+    pub reads: Vec<String>,
+    pub columns: Vec<Column>,
+}
+
+/// One column of a view, as its header describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Column {
+    pub name: String,
+    /// `TEXT`, `INT`, `BIGINT`, `DOUBLE` or `BOOLEAN`.
+    pub sql_type: String,
+    /// `None` where the header has a dash.
+    pub unit: Option<String>,
+    pub polarity: Option<Polarity>,
+    pub meaning: String,
+}
+
+/// Which way a value improves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Polarity {
+    Lower,
+    Higher,
+}
+
+macro_rules! sql_files {
+    ($root:literal: $($path:literal),+ $(,)?) => {
+        &[$(($path, include_str!(concat!("../", $root, "/", $path)))),+]
+    };
+}
+
+/// Every file under `sql/`, in path order (a test compares with the folder).
+const VIEWS: &[(&str, &str)] = sql_files![
+    "sql":
+    "1_base/content_chunk.sql",
+    "1_base/metric.sql",
+    "1_base/outcome.sql",
+    "1_base/window.sql",
+    "2_request/chunk_gap.sql",
+    "2_request/request_latency.sql",
+    "2_request/request_metric.sql",
+    "3_summary/concurrency.sql",
+    "3_summary/failures.sql",
+    "3_summary/goodput.sql",
+    "3_summary/latency_percentiles.sql",
+    "3_summary/schedule_lag.sql",
+    "3_summary/throughput.sql",
+    "3_summary/timeline.sql",
+    "3_summary/verdict.sql",
+    "4_report/recording_health.sql",
+    "4_report/scalar_metric.sql",
+];
+
+/// Every file under `checks/`: queries whose rows are findings.
+const CHECKS: &[(&str, &str)] = sql_files![
+    "checks":
+    "chunk_before_sent.sql",
+    "chunk_count.sql",
+    "chunk_index_gap.sql",
+    "chunk_without_request.sql",
+    "duplicate_chunk.sql",
+    "duplicate_request.sql",
+    "duplicate_response.sql",
+    "end_before_chunk.sql",
+    "negative_length.sql",
+    "read_index_backwards.sql",
+    "recording_id.sql",
+    "response_without_request.sql",
+    "seen_before_arrival.sql",
+    "time_backwards.sql",
+    "unknown_word.sql",
+];
+
+static MODELS: LazyLock<Vec<Model>> =
+    LazyLock::new(|| VIEWS.iter().map(|(path, sql)| parse(path, sql)).collect());
+
+static CHECK_MODELS: LazyLock<Vec<Model>> =
+    LazyLock::new(|| CHECKS.iter().map(|(path, sql)| parse(path, sql)).collect());
+
+/// All views, in dependency order.
+#[must_use]
+pub fn views() -> &'static [Model] {
+    &MODELS
+}
+
+/// All invariants of a recording, as queries that return what breaks them.
+#[must_use]
+pub fn checks() -> &'static [Model] {
+    &CHECK_MODELS
+}
+
+/// The view called `name`.
+#[must_use]
+pub fn view(name: &str) -> Option<&'static Model> {
+    MODELS.iter().find(|m| m.name == name)
+}
+
+/// The header's line about `column` of `view`.
+#[must_use]
+pub fn column(view_name: &str, column: &str) -> Option<&'static Column> {
+    view(view_name)?.columns.iter().find(|c| c.name == column)
+}
+
+/// Reads a header. Lines that are not of its shape are left out; the test that
+/// compares headers with planned schemas finds them missing.
+fn parse(path: &'static str, sql: &'static str) -> Model {
+    let file = path.rsplit('/').next().unwrap_or(path);
+    let mut model = Model {
+        path,
+        name: file.strip_suffix(".sql").unwrap_or(file),
+        sql,
+        grain: String::new(),
+        reads: Vec::new(),
+        columns: Vec::new(),
+    };
+    for line in sql.lines().map_while(|line| line.strip_prefix("--")) {
+        if let Some(column) = line.strip_prefix("   ") {
+            model.columns.extend(parse_column(column));
+        } else if let Some(reads) = line.strip_prefix(" Reads: ") {
+            let names = reads.trim_end_matches('.').split(", ");
+            model.reads.extend(names.map(str::to_owned));
+        } else if let Some((_, grain)) = line.split_once(": ") {
+            model.grain = grain.to_owned();
+        }
+    }
+    model
+}
+
+fn parse_column(line: &str) -> Option<Column> {
+    let mut rest = line.trim_start();
+    let mut word = || {
+        let (word, tail) = rest.split_once(' ')?;
+        rest = tail.trim_start();
+        Some(word.to_owned())
+    };
+    let (name, sql_type, unit, polarity) = (word()?, word()?, word()?, word()?);
+    Some(Column {
+        name,
+        sql_type,
+        unit: (unit != "-").then_some(unit),
+        polarity: match polarity.as_str() {
+            "lower" => Some(Polarity::Lower),
+            "higher" => Some(Polarity::Higher),
+            _ => None,
+        },
+        meaning: rest.to_owned(),
+    })
+}
+
+/// The text of METRICS.md: every view and column, from the headers.
+#[must_use]
+pub fn reference() -> String {
+    let mut text = String::from(
+        "# Metrics\n\n\
+         Generated from the headers of `analyze/sql/`; `UPDATE_METRICS=1 cargo test` rewrites it.\n\
+         `analyze sql NAME` prints a definition.\n",
+    );
+    for model in views() {
+        // Writing to a String cannot fail.
+        drop(describe(model, &mut text));
+    }
+    text
+}
+
+fn describe(model: &Model, text: &mut String) -> std::fmt::Result {
+    let capital = model.grain.get(..1).unwrap_or_default().to_uppercase();
+    let grain = format!("{capital}{}", model.grain.get(1..).unwrap_or_default());
+    writeln!(text, "\n## {}\n\n{grain}", model.name)?;
+    writeln!(
+        text,
+        "`{}`, reads {}.\n",
+        model.path,
+        model.reads.join(", ")
+    )?;
+    writeln!(text, "| column | type | unit | better | meaning |")?;
+    writeln!(text, "|---|---|---|---|---|")?;
+    for column in &model.columns {
+        let better = match column.polarity {
+            Some(Polarity::Lower) => "lower",
+            Some(Polarity::Higher) => "higher",
+            None => "",
+        };
+        let unit = column.unit.as_deref().unwrap_or_default();
+        writeln!(
+            text,
+            "| `{}` | {} | {unit} | {better} | {} |",
+            column.name, column.sql_type, column.meaning
+        )?;
+    }
+    Ok(())
+}

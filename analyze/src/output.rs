@@ -1,0 +1,236 @@
+//! Query results to a file or stdout, batch by batch.
+
+use std::fs::File;
+use std::io::{self, BufWriter, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+
+use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
+use arrow::error::ArrowError;
+use arrow::json::writer::JsonArray;
+use arrow::util::display::{ArrayFormatter, FormatOptions};
+use datafusion::error::DataFusionError;
+use datafusion::execution::SendableRecordBatchStream;
+use futures::StreamExt as _;
+use parquet::arrow::ArrowWriter;
+use parquet::basic::Compression;
+use parquet::file::properties::WriterProperties;
+
+use crate::render::csv_field;
+
+/// Rows of a drawn table: its columns have to be measured before the first line
+/// can be written, so all of it lies in memory.
+const TABLE_ROWS: usize = 10_000;
+
+/// How query results are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum QueryFormat {
+    Table,
+    Json,
+    Csv,
+    Parquet,
+}
+
+/// Output that could not be written.
+#[derive(Debug, thiserror::Error)]
+pub enum OutputError {
+    #[error("the query failed")]
+    Query(#[from] DataFusionError),
+    #[error("cannot write the output")]
+    Io(#[from] io::Error),
+    #[error("cannot write the rows")]
+    Arrow(#[from] ArrowError),
+    #[error("cannot write the rows as parquet")]
+    Parquet(#[from] parquet::errors::ParquetError),
+    #[error("cannot create {}", path.display())]
+    Create {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("parquet is not for a terminal\nhint: -o FILE, or redirect the output")]
+    Terminal,
+}
+
+/// Stdout or a file. A reader that went away is remembered, because it is no
+/// failure of ours: `analyze query … | head`.
+pub(crate) struct Output {
+    writer: BufWriter<Box<dyn Write + Send>>,
+    is_terminal: bool,
+}
+
+impl Output {
+    pub(crate) fn open(path: Option<&Path>) -> Result<Self, OutputError> {
+        let (writer, is_terminal): (Box<dyn Write + Send>, bool) = match path {
+            None => (Box::new(io::stdout()), io::stdout().is_terminal()),
+            Some(path) => {
+                let file = File::create(path).map_err(|source| OutputError::Create {
+                    path: path.to_owned(),
+                    source,
+                })?;
+                (Box::new(file), false)
+            }
+        };
+        Ok(Self {
+            writer: BufWriter::new(writer),
+            is_terminal,
+        })
+    }
+
+    pub(crate) fn text(&mut self, text: &str) -> Result<(), OutputError> {
+        self.writer.write_all(text.as_bytes())?;
+        Ok(self.writer.flush()?)
+    }
+
+    /// Writes all of `rows`.
+    pub(crate) async fn rows(
+        &mut self,
+        mut rows: SendableRecordBatchStream,
+        format: QueryFormat,
+    ) -> Result<(), OutputError> {
+        let schema = rows.schema();
+        let mut sink = Sink::new(format, &schema, self)?;
+        while let Some(batch) = rows.next().await {
+            sink.write(&batch?)?;
+        }
+        sink.finish()?;
+        Ok(self.writer.flush()?)
+    }
+}
+
+/// True when `error` says that the reader of our output went away.
+pub(crate) fn is_broken_pipe(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let kind = error.downcast_ref::<io::Error>().map(io::Error::kind);
+        if kind == Some(io::ErrorKind::BrokenPipe) {
+            return true;
+        }
+        if let Some(ArrowError::IoError(_, io_error)) = error.downcast_ref::<ArrowError>() {
+            return io_error.kind() == io::ErrorKind::BrokenPipe;
+        }
+        next = error.source();
+    }
+    false
+}
+
+type Writer<'a> = &'a mut BufWriter<Box<dyn Write + Send>>;
+
+enum Sink<'a> {
+    Table {
+        writer: Writer<'a>,
+        header: Vec<String>,
+        rows: Vec<Vec<String>>,
+        rows_left_out: usize,
+    },
+    Csv(Writer<'a>),
+    Json(arrow::json::Writer<Writer<'a>, JsonArray>),
+    Parquet(Box<ArrowWriter<Writer<'a>>>),
+}
+
+impl<'a> Sink<'a> {
+    fn new(
+        format: QueryFormat,
+        schema: &SchemaRef,
+        output: &'a mut Output,
+    ) -> Result<Self, OutputError> {
+        let names = schema.fields().iter().map(|f| f.name().clone());
+        let writer = &mut output.writer;
+        Ok(match format {
+            QueryFormat::Table => Self::Table {
+                writer,
+                header: names.collect(),
+                rows: Vec::new(),
+                rows_left_out: 0,
+            },
+            QueryFormat::Csv => {
+                let names: Vec<String> = names.map(|n| csv_field(&n)).collect();
+                writeln!(writer, "{}", names.join(","))?;
+                Self::Csv(writer)
+            }
+            QueryFormat::Json => Self::Json(
+                arrow::json::WriterBuilder::new()
+                    .with_explicit_nulls(true)
+                    .build(writer),
+            ),
+            QueryFormat::Parquet if output.is_terminal => return Err(OutputError::Terminal),
+            QueryFormat::Parquet => {
+                let properties = WriterProperties::builder()
+                    .set_compression(Compression::ZSTD(parquet::basic::ZstdLevel::default()))
+                    .build();
+                let writer = ArrowWriter::try_new(writer, schema.clone(), Some(properties))?;
+                Self::Parquet(Box::new(writer))
+            }
+        })
+    }
+
+    fn write(&mut self, batch: &RecordBatch) -> Result<(), OutputError> {
+        match self {
+            Self::Table {
+                rows,
+                rows_left_out,
+                ..
+            } => {
+                let fits = batch.num_rows().min(TABLE_ROWS.saturating_sub(rows.len()));
+                *rows_left_out += batch.num_rows() - fits;
+                rows.extend(cells(&batch.slice(0, fits), |text| text.unwrap_or_default())?);
+            }
+            Self::Csv(writer) => {
+                let field = |text: Option<String>| text.map(|t| csv_field(&t)).unwrap_or_default();
+                for row in cells(batch, field)? {
+                    writeln!(writer, "{}", row.join(","))?;
+                }
+            }
+            Self::Json(writer) => writer.write(batch)?,
+            Self::Parquet(writer) => writer.write(batch)?,
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Result<(), OutputError> {
+        match self {
+            Self::Table {
+                writer,
+                header,
+                rows,
+                rows_left_out,
+            } => {
+                writeln!(writer, "{}", crate::render::grid(&header, &rows, false))?;
+                if rows_left_out > 0 {
+                    writer.flush()?;
+                    writeln!(
+                        io::stderr(),
+                        "{rows_left_out} more rows\nhint: --format csv, json or parquet writes all"
+                    )?;
+                }
+            }
+            Self::Csv(_) => {}
+            Self::Json(mut writer) => {
+                writer.finish()?;
+                writeln!(writer.into_inner())?;
+            }
+            Self::Parquet(writer) => drop(writer.close()?),
+        }
+        Ok(())
+    }
+}
+
+/// Every cell as text; `None` is NULL. Bytes show as hexadecimal digits.
+fn cells(
+    batch: &RecordBatch,
+    show: impl Fn(Option<String>) -> String,
+) -> Result<Vec<Vec<String>>, ArrowError> {
+    let options = FormatOptions::default().with_display_error(true);
+    let columns: Vec<_> = batch
+        .columns()
+        .iter()
+        .map(|column| Ok((column, ArrayFormatter::try_new(column.as_ref(), &options)?)))
+        .collect::<Result<_, ArrowError>>()?;
+    let row = |index| {
+        let cell = columns.iter().map(|(column, text)| {
+            show((!column.is_null(index)).then(|| text.value(index).to_string()))
+        });
+        cell.collect()
+    };
+    Ok((0..batch.num_rows()).map(row).collect())
+}

@@ -1,0 +1,301 @@
+//! The report as text. Formats differ in how a table is drawn, not in content.
+
+use comfy_table::presets::{ASCII_MARKDOWN, UTF8_FULL_CONDENSED};
+use comfy_table::{CellAlignment, ContentArrangement, Table};
+
+use crate::report::{RecordingReport, Report};
+use crate::session::percentile_name;
+
+/// How a report is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    Table,
+    Json,
+    Csv,
+    Markdown,
+}
+
+/// Percentiles of the table when none are asked for; JSON and CSV have all.
+const SHOWN_PERCENTILES: [f64; 10] = [
+    10.0, 25.0, 50.0, 66.0, 75.0, 80.0, 90.0, 95.0, 98.0, 99.0,
+];
+
+/// Kinds of failure shown; the rest is counted.
+const FAILURES_SHOWN: usize = 5;
+
+/// Longest error text shown, in characters.
+const ERROR_CHARS: usize = 120;
+
+/// Columns of the percentile table: heading, metric, decimals.
+const PERCENTILE_COLUMNS: [(&str, &str, usize); 8] = [
+    ("TTFT (ms)", "ttft_ms", 2),
+    ("ITL (ms)", "itl_ms", 2),
+    ("TPOT (ms)", "tpot_ms", 2),
+    ("E2EL (ms)", "e2el_ms", 2),
+    ("Input tokens", "input_tokens", 1),
+    ("Output tokens", "output_tokens", 1),
+    ("Output (tok/s)", "output_tokens_per_s", 2),
+    ("Total (tok/s)", "total_tokens_per_s", 2),
+];
+
+/// A part of a report: text, or a table with its heading.
+enum Block {
+    Title(String),
+    Line(String),
+    Table {
+        heading: &'static str,
+        header: Vec<&'static str>,
+        rows: Vec<Vec<String>>,
+        numbers_from: usize,
+    },
+}
+
+impl Report {
+    /// The report as text, ending in a newline.
+    #[must_use]
+    pub fn render(&self, format: Format) -> String {
+        match format {
+            Format::Json => format!("{:#}\n", self.to_json()),
+            Format::Csv => self.csv(),
+            Format::Table | Format::Markdown => self.blocks().iter().fold(
+                String::new(),
+                |text, block| text + &draw(block, format),
+            ),
+        }
+    }
+
+    fn csv(&self) -> String {
+        let mut text = String::from("recording_id,name,metric,stat,value,unit,n\n");
+        for recording in &self.recordings {
+            for m in &recording.metrics {
+                let fields = [
+                    csv_field(&recording.recording_id),
+                    csv_field(&recording.name),
+                    csv_field(&m.metric),
+                    csv_field(&m.stat),
+                    m.value.map(|v| v.to_string()).unwrap_or_default(),
+                    csv_field(&m.unit),
+                    m.n.to_string(),
+                ];
+                text.push_str(&fields.join(","));
+                text.push('\n');
+            }
+        }
+        text
+    }
+
+    fn blocks(&self) -> Vec<Block> {
+        let shown = self.options.percentiles.as_deref();
+        let shown = shown.unwrap_or(&SHOWN_PERCENTILES);
+        let mut blocks = Vec::new();
+        for recording in &self.recordings {
+            blocks.push(title(recording));
+            blocks.extend(health(recording));
+            blocks.push(self.summary(recording));
+            blocks.push(percentiles(recording, shown));
+            blocks.extend(failures(recording));
+        }
+        blocks
+    }
+
+    fn summary(&self, recording: &RecordingReport) -> Block {
+        let counts = recording.counts;
+        let value = |metric: &str, decimals| number(recording.value(metric, "value"), decimals);
+        let mean = |metric: &str| number(recording.value(metric, "mean"), 2);
+        let success = recording.value("success_rate", "value").map(|v| v * 100.0);
+        let mut rows = vec![
+            ("Duration (s)", number(recording.duration_s, 2)),
+            ("Requests", counts.requests.to_string()),
+            ("Succeeded", counts.succeeded.to_string()),
+            ("Failed", counts.failed.to_string()),
+            ("Unfinished", counts.unfinished.to_string()),
+            ("Success rate (%)", number(success, 2)),
+            ("Concurrency (time average)", value("concurrency", 2)),
+            ("Request throughput (req/s)", value("request_throughput", 3)),
+            ("Input throughput (tok/s)", value("input_token_throughput", 2)),
+            ("Output throughput (tok/s)", value("output_token_throughput", 2)),
+            ("Total throughput (tok/s)", value("total_token_throughput", 2)),
+            ("Mean TTFT (ms)", mean("ttft_ms")),
+            ("Mean ITL (ms)", mean("itl_ms")),
+            ("Mean TPOT (ms)", mean("tpot_ms")),
+            ("Mean E2EL (ms)", mean("e2el_ms")),
+        ];
+        if !self.options.slos.is_empty() {
+            let share = recording.value("goodput_share", "value").map(|v| v * 100.0);
+            rows.push(("Goodput (req/s)", value("goodput", 3)));
+            rows.push(("Goodput (% of requests)", number(share, 2)));
+        }
+        let rows = rows.into_iter().map(|(key, v)| vec![key.to_owned(), v]);
+        Block::Table {
+            heading: "Summary",
+            header: vec!["Metric", "Value"],
+            rows: rows.collect(),
+            numbers_from: 1,
+        }
+    }
+}
+
+fn title(recording: &RecordingReport) -> Block {
+    let name = if recording.name.is_empty() {
+        &recording.recording_id
+    } else {
+        &recording.name
+    };
+    let target = recording.target.as_deref();
+    let target = target.map(|t| format!(", target {t}")).unwrap_or_default();
+    let labels: Vec<String> = recording
+        .labels
+        .iter()
+        .map(|(key, value)| format!("{key}={value}"))
+        .collect();
+    let labels = match labels.as_slice() {
+        [] => String::new(),
+        labels => format!(", {}", labels.join(" ")),
+    };
+    let path = recording.path.display();
+    Block::Title(format!("{name} ({path}{target}{labels})"))
+}
+
+/// What to know before believing a number: the verdict always, the rest only
+/// where there is something to see.
+fn health(recording: &RecordingReport) -> Vec<Block> {
+    let verdict = recording.verdict.as_str();
+    let mut blocks = vec![Block::Line(format!(
+        "Verdict: {verdict} ({})",
+        recording.verdict_reason
+    ))];
+    let rows: Vec<Vec<String>> = recording
+        .health
+        .iter()
+        .filter(|f| f.severity != "ok" && f.finding != "verdict")
+        .map(|f| vec![f.severity.clone(), f.finding.clone(), f.detail.clone()])
+        .collect();
+    if rows.is_empty() {
+        blocks.push(Block::Line("Recording health: nothing to report".to_owned()));
+    } else {
+        blocks.push(Block::Table {
+            heading: "Recording health",
+            header: vec!["Severity", "Finding", "Detail"],
+            rows,
+            numbers_from: usize::MAX,
+        });
+    }
+    blocks
+}
+
+fn percentiles(recording: &RecordingReport, shown: &[f64]) -> Block {
+    let mut header = vec!["Percentile"];
+    header.extend(PERCENTILE_COLUMNS.iter().map(|(heading, _, _)| *heading));
+    let rows = shown.iter().map(|p| {
+        let stat = percentile_name(*p);
+        let cells = PERCENTILE_COLUMNS
+            .iter()
+            .map(|(_, metric, decimals)| number(recording.value(metric, &stat), *decimals));
+        std::iter::once(stat.clone()).chain(cells).collect()
+    });
+    Block::Table {
+        heading: "Percentiles",
+        header,
+        rows: rows.collect(),
+        numbers_from: 1,
+    }
+}
+
+fn failures(recording: &RecordingReport) -> Vec<Block> {
+    let all = &recording.failures;
+    if all.is_empty() {
+        return Vec::new();
+    }
+    let rows = all.iter().take(FAILURES_SHOWN).map(|f| {
+        let error = f.error.as_deref().unwrap_or("-").replace(['\n', '\r'], " ");
+        let error = match error.char_indices().nth(ERROR_CHARS) {
+            Some((cut, _)) => format!("{}…", &error[..cut]),
+            None => error,
+        };
+        vec![
+            f.outcome.clone(),
+            f.status.map_or_else(|| "-".to_owned(), |s| s.to_string()),
+            error,
+            f.n.to_string(),
+            f.first_request_id.to_string(),
+        ]
+    });
+    let mut blocks = vec![Block::Table {
+        heading: "Failures",
+        header: vec!["Outcome", "Status", "Error", "Requests", "First request"],
+        rows: rows.collect(),
+        numbers_from: 3,
+    }];
+    if all.len() > FAILURES_SHOWN {
+        let more = all.len() - FAILURES_SHOWN;
+        blocks.push(Block::Line(format!("… and {more} more kinds of failure")));
+    }
+    blocks
+}
+
+/// A number as shown; what is undefined is a dash, never 0.
+fn number(value: Option<f64>, decimals: usize) -> String {
+    value.map_or_else(|| "-".to_owned(), |v| format!("{v:.decimals$}"))
+}
+
+fn draw(block: &Block, format: Format) -> String {
+    let is_markdown = format == Format::Markdown;
+    match block {
+        Block::Title(text) if is_markdown => format!("## {text}\n\n"),
+        Block::Title(text) => format!("{text}\n{}\n", "=".repeat(text.chars().count().min(80))),
+        Block::Line(text) if is_markdown => format!("{text}\n\n"),
+        Block::Line(text) => format!("{text}\n"),
+        Block::Table {
+            heading,
+            header,
+            rows,
+            numbers_from,
+        } => {
+            let mut table = grid(header, rows, is_markdown);
+            for (index, column) in table.column_iter_mut().enumerate() {
+                if index >= *numbers_from {
+                    column.set_cell_alignment(CellAlignment::Right);
+                }
+            }
+            if is_markdown {
+                format!("### {heading}\n\n{table}\n\n")
+            } else {
+                format!("\n{heading}\n{table}\n")
+            }
+        }
+    }
+}
+
+/// A table without colours or wrapping, so that output reads the same in a pipe.
+pub(crate) fn grid<H: ToString>(header: &[H], rows: &[Vec<String>], is_markdown: bool) -> Table {
+    let mut table = Table::new();
+    table
+        .load_preset(if is_markdown {
+            ASCII_MARKDOWN
+        } else {
+            UTF8_FULL_CONDENSED
+        })
+        .set_content_arrangement(ContentArrangement::Disabled)
+        .set_header(header.iter().map(ToString::to_string));
+    for row in rows {
+        let escape = |cell: &String| {
+            if is_markdown {
+                cell.replace('|', "\\|")
+            } else {
+                cell.clone()
+            }
+        };
+        table.add_row(row.iter().map(escape));
+    }
+    table
+}
+
+/// A CSV field, quoted where it must be (RFC 4180).
+pub(crate) fn csv_field(text: &str) -> String {
+    let needs_quotes = text.is_empty() || text.contains(['"', ',', '\n', '\r']);
+    if needs_quotes {
+        format!("\"{}\"", text.replace('"', "\"\""))
+    } else {
+        text.to_owned()
+    }
+}

@@ -1,0 +1,68 @@
+//! Asks a server for its model. Not measured, so it goes through reqwest.
+
+use anyhow::{Context, Result, anyhow, bail};
+use serde_json::Value;
+use tapedeck_live::Timeouts;
+use url::Url;
+
+use crate::cli::TargetArgs;
+
+/// The first model that `<origin>/v1/models` lists.
+///
+/// # Errors
+/// When the server does not answer or lists none.
+pub(crate) fn first_model(url: &Url, target: &TargetArgs, timeouts: &Timeouts) -> Result<String> {
+    let mut models = url.clone();
+    let prefix = url.path().split_once("/v1").map_or("", |(prefix, _)| prefix);
+    models.set_path(&format!("{prefix}/v1/models"));
+    models.set_query(None);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start a runtime")?;
+    runtime
+        .block_on(ask(&models, target, timeouts))
+        .with_context(|| format!("cannot find out the model from {}", models.path()))
+        .map_err(|e| anyhow!("{e:#}\nhint: name it with --model"))
+}
+
+async fn ask(models: &Url, target: &TargetArgs, timeouts: &Timeouts) -> Result<String> {
+    let mut request = client(target, timeouts)?.get(models.clone());
+    if let Some(key) = &target.api_key {
+        request = request.bearer_auth(key);
+    }
+    for (name, value) in &target.headers {
+        request = request.header(name, value);
+    }
+    // A URL in an error would show its query, and so its secrets.
+    let response = request.send().await.map_err(reqwest::Error::without_url)?;
+    let status = response.status();
+    if !status.is_success() {
+        bail!("HTTP {status}");
+    }
+    let body: Value = response.json().await.map_err(reqwest::Error::without_url)?;
+    body.pointer("/data/0/id")
+        .and_then(Value::as_str)
+        .map(str::to_owned)
+        .context("the server lists no model")
+}
+
+fn client(target: &TargetArgs, timeouts: &Timeouts) -> Result<reqwest::Client> {
+    // Fails when a provider is already installed, which serves as well.
+    rustls::crypto::ring::default_provider()
+        .install_default()
+        .ok();
+    let mut builder = reqwest::Client::builder()
+        .connect_timeout(timeouts.connect)
+        .timeout(timeouts.connect.max(timeouts.first_byte))
+        .no_proxy()
+        .tls_danger_accept_invalid_certs(target.insecure);
+    if let Some(path) = &target.cacert {
+        let pem = std::fs::read(path)
+            .with_context(|| format!("cannot read --cacert {}", path.display()))?;
+        for certificate in reqwest::Certificate::from_pem_bundle(&pem)? {
+            builder = builder.add_root_certificate(certificate);
+        }
+    }
+    Ok(builder.build()?)
+}

@@ -1,0 +1,62 @@
+//! The manifest that a recording starts with.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde_json::Value;
+use tapedeck_clock::{Anchor, RunClock, realtime_ns};
+use tapedeck_recording::Manifest;
+use tapedeck_recording::manifest::{ClockAnchor, Host, State, Workload};
+use tapedeck_recording::new_recording_id;
+use tapedeck_recording::schema::FORMAT_VERSION;
+
+use crate::secrets::mask_command;
+
+/// What the caller knows of its recording.
+#[derive(Debug)]
+pub struct Described {
+    pub name: String,
+    pub labels: BTreeMap<String, String>,
+    pub target: String,
+    pub settings: Value,
+    pub workload: Workload,
+}
+
+/// The manifest of a recording whose t = 0 is that of `clock`.
+#[must_use]
+pub fn describe(clock: RunClock, described: Described) -> Manifest {
+    let anchor = Anchor::read();
+    let start_ns = anchor.realtime_ns - (anchor.monotonic_ns - clock.origin_ns());
+    Manifest {
+        format_version: FORMAT_VERSION,
+        recording_id: new_recording_id(),
+        name: described.name,
+        labels: described.labels,
+        tool: concat!("tapedeck ", env!("CARGO_PKG_VERSION")).to_owned(),
+        state: State::Open,
+        wall_clock_start: DateTime::from_timestamp_nanos(start_ns)
+            .to_rfc3339_opts(SecondsFormat::Nanos, true),
+        monotonic_start_ns: clock.origin_ns(),
+        boot_id: Host::boot_id(),
+        anchors: vec![ClockAnchor {
+            monotonic_ns: anchor.monotonic_ns,
+            realtime_ns: anchor.realtime_ns,
+        }],
+        timestamp_source: None,
+        command: mask_command(std::env::args()),
+        target: Some(described.target),
+        settings: described.settings,
+        workload: Some(described.workload),
+        host: Host::read(),
+        segments: Vec::new(),
+        dropped_events: 0,
+    }
+}
+
+/// Now in UTC as it stands in folder names, `20261122T101530Z`.
+#[must_use]
+pub fn utc_now() -> String {
+    let now: DateTime<Utc> = DateTime::from_timestamp_nanos(realtime_ns());
+    let text = now.to_rfc3339_opts(SecondsFormat::Secs, true);
+    text.replace(['-', ':'], "")
+}

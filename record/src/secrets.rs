@@ -1,0 +1,110 @@
+//! What must not reach a recording, a log line or a message.
+
+use url::Url;
+
+const MASK: &str = "***";
+
+/// Parts of a name that mark its value as a secret.
+const SECRET_PARTS: &[&str] = &[
+    "key", "token", "secret", "sig", "auth", "pass", "credential", "cookie", "session",
+];
+
+fn is_secret(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    SECRET_PARTS.iter().any(|part| name.contains(part))
+}
+
+/// A query string with the values of secret parameters masked.
+#[must_use]
+pub fn mask_query(query: &str) -> String {
+    let pairs = query.split('&').map(|pair| match pair.split_once('=') {
+        Some((name, _)) if is_secret(name) => format!("{name}={MASK}"),
+        _ => pair.to_owned(),
+    });
+    pairs.collect::<Vec<_>>().join("&")
+}
+
+/// A URL without user, password and secret parameters.
+#[must_use]
+pub fn mask_url(text: &str) -> String {
+    // The simulator's settings are no secrets, `tokens` least of all.
+    if text.starts_with("sim:") {
+        return text.to_owned();
+    }
+    let Ok(mut url) = Url::parse(text) else {
+        // Not a URL: what stands before an `@` may still be a password.
+        return match text.rsplit_once('@') {
+            Some((_, rest)) => format!("{MASK}@{rest}"),
+            None => text.to_owned(),
+        };
+    };
+    if url.password().is_some() || !url.username().is_empty() {
+        // Fails only for URLs that cannot have a user, which have none to hide.
+        url.set_username("").ok();
+        url.set_password(None).ok();
+    }
+    if let Some(query) = url.query().map(mask_query) {
+        url.set_query(Some(&query));
+    }
+    url.to_string()
+}
+
+/// Flags whose value is a secret whatever it says.
+const SECRET_FLAGS: &[&str] = &["--api-key"];
+/// Flags whose value is `name=secret`.
+const PAIR_FLAGS: &[&str] = &["--header", "--headers"];
+/// Flags that open another list of values end one of [`PAIR_FLAGS`].
+const URL_FLAGS: &[&str] = &["--url", "--base-url"];
+
+/// A command line with its secrets masked. Header values are always masked: a
+/// name does not tell whether its value is harmless.
+#[must_use]
+pub fn mask_command(arguments: impl IntoIterator<Item = String>) -> Vec<String> {
+    let mut flag = String::new();
+    let mut masked = Vec::new();
+    for argument in arguments {
+        let (name, value) = match argument.split_once('=') {
+            Some((name, value)) if name.starts_with("--") => (name.to_owned(), Some(value)),
+            _ if argument.starts_with("--") => (argument.clone(), None),
+            _ => {
+                masked.push(mask_value(&flag, &argument));
+                continue;
+            }
+        };
+        flag.clone_from(&name);
+        masked.push(match value {
+            Some(value) => format!("{name}={}", mask_value(&name, value)),
+            None => name,
+        });
+    }
+    masked
+}
+
+fn mask_value(flag: &str, value: &str) -> String {
+    if SECRET_FLAGS.contains(&flag) {
+        MASK.to_owned()
+    } else if PAIR_FLAGS.contains(&flag) {
+        let name = value.split_once('=').map_or(value, |(name, _)| name);
+        format!("{name}={MASK}")
+    } else if URL_FLAGS.contains(&flag) {
+        mask_url(value)
+    } else {
+        value.to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_secret_survives_in_a_command_line() {
+        let line = "record load --url http://me:pw1@h/p?api-key=pw2&x=1 --api-key pw3 \
+            --api-key=pw4 --header Authorization=pw5 x-api-key=pw6 --headers=Cookie=pw7 --model m";
+        let masked = mask_command(line.split_whitespace().map(str::to_owned)).join(" ");
+        for i in 1..=7 {
+            assert!(!masked.contains(&format!("pw{i}")), "{masked}");
+        }
+        assert!(masked.contains("x=1") && masked.contains("--model m"));
+    }
+}

@@ -1,0 +1,48 @@
+//! Ctrl-C and SIGTERM: the first stops sending, the second stops at once. Both
+//! still seal the recording.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use tapedeck_live::{Stop, StopLevel};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Raises `stop` on signals, from a thread of its own, until the process ends.
+///
+/// # Errors
+/// When the thread or the handlers cannot be set up.
+pub(crate) fn watch(stop: Arc<Stop>) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .build()
+        .context("cannot watch signals")?;
+    std::thread::Builder::new()
+        .name("tapedeck-signals".into())
+        .spawn(move || runtime.block_on(raise(&stop)))
+        .context("cannot watch signals")?;
+    Ok(())
+}
+
+async fn raise(stop: &Stop) {
+    let (Ok(mut interrupt), Ok(mut terminate)) = (
+        signal(SignalKind::interrupt()),
+        signal(SignalKind::terminate()),
+    ) else {
+        eprintln!("warning: signals cannot be watched, Ctrl-C ends the run without sealing");
+        return;
+    };
+    for (level, message) in [
+        (
+            StopLevel::Drain,
+            "stopping: waiting for requests in flight (again to stop at once)",
+        ),
+        (StopLevel::Now, "stopping at once"),
+    ] {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        stop.raise(level);
+        eprintln!("\n{message}");
+    }
+}

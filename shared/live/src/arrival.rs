@@ -1,0 +1,46 @@
+//! What is to be sent, prepared before the run starts.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Uri};
+use tapedeck_recording::{Pairs, Phase};
+use tapedeck_wire::openai::Api;
+
+/// A request ready to be written, shared by all arrivals that send the same.
+#[derive(Debug, Clone)]
+pub struct PreparedRequest {
+    pub api: Api,
+    pub method: Method,
+    /// Origin form, with the real query.
+    pub uri: Uri,
+    /// As recorded.
+    pub url_path: Arc<str>,
+    /// As recorded: secrets masked.
+    pub query: Option<Arc<str>>,
+    /// As sent, credentials included.
+    pub headers: HeaderMap,
+    /// As recorded: those of the allow-list.
+    pub recorded_headers: Option<Pairs>,
+    pub body: Bytes,
+    pub body_hash: Option<Arc<str>>,
+    pub model: Option<Arc<str>>,
+    pub stream: bool,
+    pub input_tokens: Option<i32>,
+    pub input_tokens_source: Option<Arc<str>>,
+    pub max_output_tokens: Option<i32>,
+}
+
+/// A planned request and when it is due.
+#[derive(Debug, Clone)]
+pub struct Arrival {
+    pub request: Arc<PreparedRequest>,
+    /// Offset from the start of the run, ns. `None` makes the arrival due as
+    /// soon as a slot is free: a closed loop.
+    pub offset_ns: Option<i64>,
+    pub phase: Phase,
+    pub session_id: Option<Arc<str>>,
+    pub turn: Option<i32>,
+    pub parent_request_id: Option<i64>,
+    pub replay_of: Option<i64>,
+}

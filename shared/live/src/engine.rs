@@ -1,0 +1,235 @@
+//! A run: arrivals in, recorded exchanges out.
+//!
+//! One pacer thread walks the arrivals in order and hands each to a worker. Open
+//! and closed loop differ in two values: whether an arrival has an offset, and
+//! whether there are slots to wait for.
+
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use tapedeck_clock::RunClock;
+use tapedeck_recording::{Outcome, Sink};
+use tokio::sync::mpsc;
+
+use crate::arrival::Arrival;
+use crate::pace::{Pacer, Slots};
+use crate::tap::KernelStamping;
+use crate::target::Target;
+use crate::worker::{Assignment, Timeouts, WorkerSpec, run_worker};
+
+/// How a run ends before its arrivals do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum StopLevel {
+    Run,
+    /// Send nothing more, let requests in flight end.
+    Drain,
+    /// End requests in flight too.
+    Now,
+}
+
+/// Shared between a signal handler and the run.
+#[derive(Debug, Default)]
+pub struct Stop(AtomicU8);
+
+impl Stop {
+    #[must_use]
+    pub fn level(&self) -> StopLevel {
+        match self.0.load(Ordering::Relaxed) {
+            0 => StopLevel::Run,
+            1 => StopLevel::Drain,
+            _ => StopLevel::Now,
+        }
+    }
+
+    /// Raises the level; it never falls.
+    pub fn raise(&self, level: StopLevel) {
+        self.0.fetch_max(level as u8, Ordering::Relaxed);
+    }
+}
+
+/// A request that did not end well, for messages during and after the run.
+#[derive(Debug, Clone)]
+pub struct Failure {
+    pub request_id: i64,
+    pub outcome: Outcome,
+    pub status: Option<i32>,
+    pub error: Option<String>,
+}
+
+/// Failures kept for messages; all of them are in the recording.
+const FAILURES_KEPT: usize = 8;
+
+/// Live counters, for progress bars and samples. Approximate: a report reads the
+/// recording.
+#[derive(Debug, Default)]
+pub struct Gauges {
+    started: AtomicU64,
+    ended: AtomicU64,
+    failed: AtomicU64,
+    chunks: AtomicU64,
+    failures: Mutex<Vec<Failure>>,
+}
+
+impl Gauges {
+    #[must_use]
+    pub fn started_requests(&self) -> u64 {
+        self.started.load(Ordering::Relaxed)
+    }
+
+    #[must_use]
+    pub fn ended_requests(&self) -> u64 {
+        self.ended.load(Ordering::Relaxed)
+    }
+
+    #[must_use]
+    pub fn failed_requests(&self) -> u64 {
+        self.failed.load(Ordering::Relaxed)
+    }
+
+    #[must_use]
+    pub fn chunks(&self) -> u64 {
+        self.chunks.load(Ordering::Relaxed)
+    }
+
+    #[must_use]
+    pub fn in_flight(&self) -> u64 {
+        self.started_requests().saturating_sub(self.ended_requests())
+    }
+
+    /// The first failures, at most [`FAILURES_KEPT`].
+    #[must_use]
+    pub fn first_failures(&self) -> Vec<Failure> {
+        self.failures.lock().map(|f| f.clone()).unwrap_or_default()
+    }
+
+    pub(crate) fn started(&self) {
+        self.started.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn chunk(&self) {
+        self.chunks.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn ended(&self, failure: Option<Failure>) {
+        if let Some(failure) = failure {
+            self.failed.fetch_add(1, Ordering::Relaxed);
+            if let Ok(mut failures) = self.failures.lock()
+                && failures.len() < FAILURES_KEPT
+            {
+                failures.push(failure);
+            }
+        }
+        self.ended.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Everything a run needs besides its arrivals.
+#[derive(Debug, Clone)]
+pub struct RunSpec {
+    pub clock: RunClock,
+    pub target: Target,
+    pub timeouts: Timeouts,
+    /// Worker threads, at least 1.
+    pub workers: usize,
+    /// Requests in flight at most; `None` is an uncapped open loop.
+    pub parallel: Option<usize>,
+    /// Nothing is sent before this instant of the clock; slots are free from it.
+    pub start_ns: i64,
+    /// No arrival is sent at or after this instant of the clock.
+    pub until_ns: Option<i64>,
+    /// `request_id` of the first arrival.
+    pub first_request_id: i64,
+    /// Names this process in the `worker` column where several record together.
+    pub label: Option<Arc<str>>,
+    pub sink: Sink,
+    pub stop: Arc<Stop>,
+    pub gauges: Arc<Gauges>,
+}
+
+/// A run that could not be carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    #[error("cannot start thread {name}")]
+    Thread {
+        name: String,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("thread {name} failed")]
+    Worker {
+        name: String,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("thread {0} ended early")]
+    Panicked(String),
+}
+
+/// Arrivals waiting for one worker. The pacer waits when it is full, which shows
+/// as the distance between `t_scheduled_ns` and `t_dispatched_ns`.
+const ASSIGNMENT_QUEUE: usize = 4096;
+
+type WorkerThread = (String, JoinHandle<std::io::Result<()>>);
+
+/// Sends `arrivals` and returns the number sent when all of them have ended.
+/// Blocks its thread, which becomes the pacer.
+///
+/// # Errors
+/// When threads cannot be started or a worker fails.
+pub fn run(spec: &RunSpec, arrivals: impl Iterator<Item = Arrival>) -> Result<i64, RunError> {
+    let _stamping = KernelStamping::switch_on();
+    let mut queues = Vec::new();
+    let mut threads = Vec::new();
+    for index in 0..spec.workers.max(1) {
+        let (queue, thread) = spawn_worker(spec, index)?;
+        queues.push(queue);
+        threads.push(thread);
+    }
+    let pacer = Pacer {
+        clock: spec.clock,
+        stop: Arc::clone(&spec.stop),
+        sink: spec.sink.clone(),
+        slots: spec.parallel.map(|slots| Slots::new(slots, spec.start_ns)),
+        start_ns: spec.start_ns,
+        until_ns: spec.until_ns.unwrap_or(i64::MAX),
+        first_request_id: spec.first_request_id,
+    };
+    let sent = pacer.run(arrivals, &queues);
+    drop(queues);
+    for (name, thread) in threads {
+        match thread.join() {
+            Ok(Ok(())) => {}
+            Ok(Err(source)) => return Err(RunError::Worker { name, source }),
+            Err(_) => return Err(RunError::Panicked(name)),
+        }
+    }
+    Ok(sent)
+}
+
+fn spawn_worker(
+    spec: &RunSpec,
+    index: usize,
+) -> Result<(mpsc::Sender<Assignment>, WorkerThread), RunError> {
+    let (queue, assignments) = mpsc::channel(ASSIGNMENT_QUEUE);
+    let name = format!("tapedeck-worker-{index}");
+    let worker = WorkerSpec {
+        index,
+        workers: spec.workers.max(1),
+        clock: spec.clock,
+        target: spec.target.clone(),
+        timeouts: spec.timeouts,
+        gauges: Arc::clone(&spec.gauges),
+        stop: Arc::clone(&spec.stop),
+        label: spec.label.clone(),
+        sink: spec.sink.clone(),
+    };
+    let thread = std::thread::Builder::new()
+        .name(name.clone())
+        .spawn(move || run_worker(&worker, assignments))
+        .map_err(|source| RunError::Thread {
+            name: name.clone(),
+            source,
+        })?;
+    Ok((queue, (name, thread)))
+}

@@ -1,0 +1,520 @@
+//! One request: sent, its answer read, and both recorded.
+
+use std::cell::Cell;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response, header};
+use http_body::{Body, Frame};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use tapedeck_recording::event::TimestampSource;
+use tapedeck_recording::{ChunkRow, MarkRow, Outcome, Pairs, RequestRow, ResponseRow};
+use tapedeck_wire::response::{Chunk, End, ResponseEnd, ResponseReader, ResponseSpec};
+
+use crate::arrival::PreparedRequest;
+use crate::connect::{ConnectInstants, Connection};
+use crate::engine::Failure;
+use crate::headers::recorded_headers;
+use crate::tap::ReadStamp;
+use crate::worker::{Assignment, Kill, Stage, Watch, Worker, as_ns};
+
+/// After the end marker (`[DONE]`) the body should end at once; a server that
+/// keeps it open longer loses the connection, not the request.
+const DRAIN_NS: i64 = 1_000_000_000;
+
+/// Sends the assigned request and records how it ended. A pooled connection that
+/// the server had closed is replaced once, by a fresh one, as a new attempt.
+pub(crate) async fn exchange(worker: Rc<Worker>, assignment: Assignment) {
+    let t_dispatched_ns = worker.clock.now_ns();
+    worker.gauges.started();
+    let mut attempt = Attempt::new(&worker, &assignment, t_dispatched_ns, 0);
+    if attempt.run(Source::Pool).await == Ending::Stale {
+        attempt = Attempt::new(&worker, &assignment, t_dispatched_ns, 1);
+        attempt.run(Source::Fresh).await;
+    }
+    worker.gauges.ended(attempt.failure.take());
+    if let Some(slot) = &assignment.slot {
+        // The channel has room for every slot there is.
+        slot.try_send(worker.clock.now_ns()).ok();
+    }
+}
+
+/// Where an attempt takes its connection from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Source {
+    Pool,
+    Fresh,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    Final,
+    /// A kept-alive connection ended before anything of the answer came.
+    Stale,
+}
+
+struct Attempt<'a> {
+    worker: &'a Worker,
+    assignment: &'a Assignment,
+    request: &'a PreparedRequest,
+    attempt: i32,
+    watch: Rc<Watch>,
+    /// Until the request row is recorded.
+    row: Cell<Option<RequestRow>>,
+    failure: Cell<Option<Failure>>,
+}
+
+/// What is known of the answer when it ends.
+#[derive(Default)]
+struct Answer {
+    status: Option<i32>,
+    headers: Option<Pairs>,
+    trailers: Option<Pairs>,
+    t_headers_ns: Option<i64>,
+    t_end_ns: Option<i64>,
+    all_from_kernel: bool,
+}
+
+impl<'a> Attempt<'a> {
+    fn new(
+        worker: &'a Worker,
+        assignment: &'a Assignment,
+        t_dispatched_ns: i64,
+        attempt: i32,
+    ) -> Self {
+        let request = &*assignment.arrival.request;
+        Self {
+            worker,
+            assignment,
+            request,
+            attempt,
+            watch: worker.watch(),
+            row: Cell::new(Some(request_row(worker, assignment, t_dispatched_ns, attempt))),
+            failure: Cell::new(None),
+        }
+    }
+
+    async fn run(&mut self, source: Source) -> Ending {
+        let pooled = match source {
+            Source::Pool => self.worker.pool.take().await,
+            Source::Fresh => None,
+        };
+        let reused = pooled.is_some();
+        let connection = match pooled {
+            Some(connection) => Ok(connection),
+            None => self.connect().await,
+        };
+        match connection {
+            Ok(connection) => {
+                self.update_row(|row| {
+                    row.conn_id = Some(connection.conn_id);
+                    row.conn_reused = Some(reused);
+                });
+                self.converse(connection, reused).await
+            }
+            Err(end) => {
+                let reader = ResponseReader::new(unanswered(self.request));
+                self.close(reader, Answer::default(), end)
+            }
+        }
+    }
+
+    async fn connect(&self) -> Result<Connection, End> {
+        self.enter(Stage::Connect);
+        let instants = Cell::new(ConnectInstants::default());
+        let opened = self.watch.guard(self.worker.connector.open(&instants)).await;
+        let instants = instants.get();
+        self.update_row(|row| {
+            row.t_connect_ns = instants.t_connect_ns;
+            row.t_connected_ns = instants.t_connected_ns;
+            row.t_tls_ns = instants.t_tls_ns;
+        });
+        match opened {
+            Ok(Ok(connection)) => Ok(connection),
+            Ok(Err(e)) => Err(End::Broken {
+                error: format!("connect: {e}"),
+            }),
+            Err(kill) => Err(self.killed(kill)),
+        }
+    }
+
+    /// Writes the request on `connection` and reads its answer to the end.
+    async fn converse(&mut self, mut connection: Connection, reused: bool) -> Ending {
+        connection.tap.begin_attempt();
+        self.enter(Stage::FirstByte);
+        let response = connection.sender.send_request(self.http_request());
+        let mut response = pin!(response);
+        let head = self
+            .step(&mut connection, |cx| response.as_mut().poll(cx))
+            .await;
+        let response = match head {
+            Ok(Ok(response)) => response,
+            failed => {
+                let end = match failed {
+                    Ok(Err(e)) => broken(&e),
+                    Err(kill) => self.killed(kill),
+                    Ok(Ok(_)) => End::Clean,
+                };
+                let silent = connection.tap.last_read().is_none();
+                let stale = reused && silent && matches!(end, End::Broken { .. });
+                let reader = ResponseReader::new(unanswered(self.request));
+                let ending = self.close(reader, Answer::default(), end);
+                return if stale { Ending::Stale } else { ending };
+            }
+        };
+        self.read_answer(connection, response).await
+    }
+
+    async fn read_answer(
+        &mut self,
+        mut connection: Connection,
+        response: Response<Incoming>,
+    ) -> Ending {
+        let head_read = connection.tap.last_read();
+        let mut answer = Answer {
+            status: Some(i32::from(response.status().as_u16())),
+            headers: Some(recorded_headers(response.headers())),
+            t_headers_ns: head_read.map(|r| r.t_ns),
+            all_from_kernel: head_read.is_some_and(|r| r.from_kernel),
+            ..Answer::default()
+        };
+        let mut reader = ResponseReader::new(ResponseSpec {
+            api: self.request.api,
+            stream_requested: self.request.stream,
+            status: response.status().as_u16(),
+            content_type: header_str(response.headers(), &header::CONTENT_TYPE),
+            content_encoding: header_str(response.headers(), &header::CONTENT_ENCODING),
+        });
+        let mut body = response.into_body();
+        let end = self
+            .read_body(&mut connection, &mut body, &mut reader, &mut answer)
+            .await;
+        answer.t_end_ns = Some(match (&end, connection.tap.last_read()) {
+            // What ended the body lay in the last read, unless the end was the
+            // connection's: then nothing arrived but the end itself.
+            (End::Clean, Some(read)) if !body_ends_with_connection(&connection) => read.t_ns,
+            _ => self.worker.clock.now_ns(),
+        });
+        let clean = matches!(end, End::Clean);
+        drop(body);
+        let ending = self.close(reader, answer, end);
+        if clean && connection.sender.is_ready() {
+            self.worker.pool.put(connection);
+        }
+        ending
+    }
+
+    async fn read_body(
+        &self,
+        connection: &mut Connection,
+        body: &mut Incoming,
+        reader: &mut ResponseReader<ReadStamp>,
+        answer: &mut Answer,
+    ) -> End {
+        loop {
+            self.enter(if reader.done_seen() {
+                Stage::Drain
+            } else {
+                Stage::Read
+            });
+            let frame = self
+                .step(connection, |cx| Pin::new(&mut *body).poll_frame(cx))
+                .await;
+            // The gate lets one read through a step, so the last read is the one
+            // that this frame came with.
+            let read = connection.tap.last_read();
+            match frame {
+                Ok(Some(Ok(frame))) => self.take_frame(frame, read, reader, answer),
+                Ok(Some(Err(e))) => return broken(&e),
+                Ok(None) => return End::Clean,
+                Err(kill) => return self.killed(kill),
+            }
+        }
+    }
+
+    fn take_frame(
+        &self,
+        frame: Frame<Bytes>,
+        read: Option<ReadStamp>,
+        reader: &mut ResponseReader<ReadStamp>,
+        answer: &mut Answer,
+    ) {
+        let Some(read) = read else { return };
+        answer.all_from_kernel &= read.from_kernel;
+        match frame.into_data() {
+            Ok(data) => reader.feed(read, &data, &mut |chunk| self.record_chunk(&chunk)),
+            Err(frame) => answer.trailers = frame.trailers_ref().map(recorded_headers),
+        }
+    }
+
+    /// Polls the connection and `poll` together until `poll` is ready or the
+    /// watch ends the attempt. At most one read reaches hyper before `poll` has
+    /// seen what came of it.
+    async fn step<T>(
+        &self,
+        connection: &mut Connection,
+        mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>,
+    ) -> Result<T, Kill> {
+        let mut ended = false;
+        poll_fn(|cx| {
+            loop {
+                connection.tap.open_gate();
+                ended = ended || connection.driver.as_mut().poll(cx).is_ready();
+                self.record_request_once_sent(connection);
+                if let Poll::Ready(value) = poll(cx) {
+                    return Poll::Ready(Ok(value));
+                }
+                if let Some(kill) = self.watch.kill() {
+                    return Poll::Ready(Err(kill));
+                }
+                if ended || !connection.tap.gate_refused() {
+                    self.watch.register(cx);
+                    return Poll::Pending;
+                }
+            }
+        })
+        .await
+    }
+
+    fn http_request(&self) -> Request<Full<Bytes>> {
+        let mut request = Request::new(Full::new(self.request.body.clone()));
+        *request.method_mut() = self.request.method.clone();
+        *request.uri_mut() = self.request.uri.clone();
+        *request.headers_mut() = self.request.headers.clone();
+        request
+    }
+
+    fn enter(&self, stage: Stage) {
+        let timeouts = &self.worker.timeouts;
+        let longest_ns = match stage {
+            Stage::Connect => as_ns(timeouts.connect),
+            Stage::FirstByte => as_ns(timeouts.first_byte),
+            Stage::Read => as_ns(timeouts.read),
+            Stage::Drain => DRAIN_NS.min(as_ns(timeouts.read)),
+        };
+        let now_ns = self.worker.clock.now_ns();
+        self.watch.enter(stage, now_ns.saturating_add(longest_ns));
+    }
+
+    fn killed(&self, kill: Kill) -> End {
+        let timeouts = &self.worker.timeouts;
+        let error = match kill {
+            Kill::Timeout(Stage::Connect) => format!("no connection within {:?}", timeouts.connect),
+            Kill::Timeout(Stage::FirstByte) => {
+                format!("no byte of an answer within {:?}", timeouts.first_byte)
+            }
+            Kill::Timeout(Stage::Read) => format!("silent for {:?}", timeouts.read),
+            Kill::Timeout(Stage::Drain) => "open after the end marker".to_owned(),
+            Kill::TotalTimeout => format!(
+                "not finished within {:?}",
+                timeouts.total.unwrap_or_default()
+            ),
+            Kill::Cancelled => {
+                return End::Cancelled {
+                    error: "the run was stopped".to_owned(),
+                };
+            }
+        };
+        End::Timeout { error }
+    }
+
+    fn update_row(&self, update: impl FnOnce(&mut RequestRow)) {
+        if let Some(mut row) = self.row.take() {
+            update(&mut row);
+            self.row.set(Some(row));
+        }
+    }
+
+    fn record_request_once_sent(&self, connection: &Connection) {
+        let body_bytes = self.request.body.len() as u64;
+        let Some(t_sent_ns) = connection.tap.sent_ns(body_bytes) else {
+            return;
+        };
+        self.update_row(|row| row.t_sent_ns = Some(t_sent_ns));
+        self.record_request();
+    }
+
+    /// Records the request row; the second call has nothing left to record.
+    fn record_request(&self) {
+        if let Some(row) = self.row.take() {
+            self.worker.record(|batch| batch.requests.push(row));
+        }
+    }
+
+    fn record_chunk(&self, chunk: &Chunk<'_, ReadStamp>) {
+        let request_id = self.assignment.request_id;
+        if chunk.truncated {
+            self.mark_truncated("chunk", chunk.bytes);
+        }
+        let row = ChunkRow {
+            request_id,
+            attempt: self.attempt,
+            chunk_index: chunk.index,
+            read_index: chunk.tag.read_index,
+            choice_index: chunk.choice_index,
+            t_ns: chunk.tag.t_ns,
+            t_seen_ns: chunk.tag.t_seen_ns,
+            t_forwarded_ns: None,
+            kind: chunk.kind,
+            event: chunk.event.map(Arc::from),
+            event_id: chunk.event_id.map(Arc::from),
+            tokens: chunk.tokens,
+            bytes: chunk.bytes,
+            payload: None,
+        };
+        self.worker.gauges.chunk();
+        self.worker
+            .record(|batch| batch.chunks.push(row, Some(chunk.data)));
+    }
+
+    fn mark_truncated(&self, what: &str, bytes: i64) {
+        let detail = format!(
+            r#"{{"what":"{what}","request_id":{},"attempt":{},"bytes":{bytes}}}"#,
+            self.assignment.request_id, self.attempt
+        );
+        let mark = MarkRow {
+            t_ns: self.worker.clock.now_ns(),
+            name: "truncated_event".into(),
+            detail: Some(detail.into()),
+        };
+        self.worker.record(|batch| batch.marks.push(mark));
+    }
+
+    /// Records the response, and the request if it was never fully written.
+    fn close(&self, reader: ResponseReader<ReadStamp>, answer: Answer, end: End) -> Ending {
+        let t_end_ns = answer
+            .t_end_ns
+            .unwrap_or_else(|| self.worker.clock.now_ns());
+        let end = reader.finish(end, &mut |chunk| self.record_chunk(&chunk));
+        self.record_request();
+        if end.truncated_body {
+            self.mark_truncated("body", end.body_bytes);
+        }
+        let ok = end.outcome == Outcome::Ok;
+        self.failure.set((!ok).then(|| Failure {
+            request_id: self.assignment.request_id,
+            outcome: end.outcome,
+            status: answer.status,
+            error: end.error.clone(),
+        }));
+        let row = response_row(self.assignment.request_id, self.attempt, answer, end, t_end_ns);
+        self.worker.record(|batch| batch.responses.push(row));
+        Ending::Final
+    }
+}
+
+/// The answer of a request that got none: its end alone decides the outcome.
+fn unanswered(request: &PreparedRequest) -> ResponseSpec<'static> {
+    ResponseSpec {
+        api: request.api,
+        stream_requested: request.stream,
+        status: 200,
+        content_type: None,
+        content_encoding: None,
+    }
+}
+
+fn broken(error: &hyper::Error) -> End {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    End::Broken { error: text }
+}
+
+fn header_str<'h>(headers: &'h HeaderMap, name: &header::HeaderName) -> Option<&'h str> {
+    headers.get(name).and_then(|value| value.to_str().ok())
+}
+
+/// True when nothing but the end of the connection told where the body ends.
+fn body_ends_with_connection(connection: &Connection) -> bool {
+    connection.sender.is_closed()
+}
+
+fn request_row(
+    worker: &Worker,
+    assignment: &Assignment,
+    t_dispatched_ns: i64,
+    attempt: i32,
+) -> RequestRow {
+    let arrival = &assignment.arrival;
+    let request = &arrival.request;
+    RequestRow {
+        request_id: assignment.request_id,
+        attempt,
+        phase: arrival.phase,
+        session_id: arrival.session_id.clone(),
+        turn: arrival.turn,
+        parent_request_id: arrival.parent_request_id,
+        replay_of: arrival.replay_of,
+        worker: worker.label.clone(),
+        api: request.api.as_str().into(),
+        method: request.method.as_str().into(),
+        url_path: Arc::clone(&request.url_path),
+        query: request.query.clone(),
+        model: request.model.clone(),
+        stream: request.stream,
+        t_scheduled_ns: Some(assignment.t_scheduled_ns),
+        t_dispatched_ns: Some(t_dispatched_ns),
+        t_received_ns: None,
+        t_connect_ns: None,
+        t_connected_ns: None,
+        t_tls_ns: None,
+        t_sent_ns: None,
+        conn_id: None,
+        conn_reused: None,
+        headers: request.recorded_headers.clone(),
+        body: Some(request.body.clone()),
+        body_bytes: request.body.len() as i64,
+        body_hash: request.body_hash.clone(),
+        input_tokens: request.input_tokens,
+        input_tokens_source: request.input_tokens_source.clone(),
+        max_output_tokens: request.max_output_tokens,
+        block_size: None,
+        block_runs: None,
+    }
+}
+
+fn response_row(
+    request_id: i64,
+    attempt: i32,
+    answer: Answer,
+    end: ResponseEnd,
+    t_end_ns: i64,
+) -> ResponseRow {
+    let usage = end.usage.unwrap_or_default();
+    ResponseRow {
+        request_id,
+        attempt,
+        outcome: end.outcome,
+        status: answer.status,
+        headers: answer.headers,
+        trailers: answer.trailers,
+        t_headers_ns: answer.t_headers_ns,
+        t_end_ns: Some(t_end_ns),
+        t_client_end_ns: None,
+        timestamp_source: if answer.all_from_kernel {
+            TimestampSource::Kernel
+        } else {
+            TimestampSource::Process
+        },
+        finish_reason: end.finish_reason.map(Into::into),
+        input_tokens: usage.input_tokens,
+        output_tokens: usage.output_tokens,
+        reasoning_tokens: usage.reasoning_tokens,
+        cached_tokens: usage.cached_tokens,
+        usage_source: end.usage.map(|_| "usage".into()),
+        error: end.error.map(Into::into),
+        body: end.body,
+        body_bytes: end.body_bytes,
+        chunk_count: end.chunk_count,
+        malformed_chunks: end.malformed_chunks,
+    }
+}

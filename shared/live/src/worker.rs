@@ -1,0 +1,255 @@
+//! A worker: one thread, one runtime, its own connections. Nothing is shared
+//! between workers but the queue to the writer.
+
+use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use tapedeck_clock::RunClock;
+use tapedeck_recording::{EventBatch, Sink};
+use tokio::sync::mpsc;
+use tokio::task::LocalSet;
+
+use crate::arrival::Arrival;
+use crate::connect::{Connector, Pool};
+use crate::engine::{Gauges, Stop, StopLevel};
+use crate::exchange::exchange;
+use crate::tap::TapContext;
+use crate::target::Target;
+
+/// How long each phase of an attempt may last.
+#[derive(Debug, Clone, Copy)]
+pub struct Timeouts {
+    /// Until TCP (and TLS) stand.
+    pub connect: Duration,
+    /// From there until the first byte of the answer.
+    pub first_byte: Duration,
+    /// Longest silence within the answer.
+    pub read: Duration,
+    /// The whole attempt.
+    pub total: Option<Duration>,
+}
+
+/// An arrival on its way to a worker.
+#[derive(Debug)]
+pub(crate) struct Assignment {
+    pub(crate) request_id: i64,
+    pub(crate) arrival: Arrival,
+    pub(crate) t_scheduled_ns: i64,
+    /// Given back when the request has ended.
+    pub(crate) slot: Option<std::sync::mpsc::SyncSender<i64>>,
+}
+
+/// What every attempt of one worker shares.
+pub(crate) struct Worker {
+    pub(crate) clock: RunClock,
+    pub(crate) connector: Connector,
+    pub(crate) pool: Pool,
+    pub(crate) timeouts: Timeouts,
+    pub(crate) gauges: Arc<Gauges>,
+    pub(crate) label: Option<Arc<str>>,
+    sink: Sink,
+    batch: RefCell<EventBatch>,
+    watches: RefCell<Vec<Weak<Watch>>>,
+}
+
+/// Settings of a worker thread.
+#[derive(Debug, Clone)]
+pub(crate) struct WorkerSpec {
+    pub(crate) index: usize,
+    pub(crate) workers: usize,
+    pub(crate) clock: RunClock,
+    pub(crate) target: Target,
+    pub(crate) timeouts: Timeouts,
+    pub(crate) gauges: Arc<Gauges>,
+    pub(crate) stop: Arc<Stop>,
+    pub(crate) label: Option<Arc<str>>,
+    pub(crate) sink: Sink,
+}
+
+/// Rows and bytes after which a batch goes to the writer without waiting for
+/// the next tick.
+const BATCH_ROWS: usize = 256;
+const BATCH_BYTES: usize = 256 * 1024;
+
+/// How often deadlines are looked at, and the longest a row waits in its batch.
+const TICK: Duration = Duration::from_millis(20);
+
+impl Worker {
+    fn new(spec: &WorkerSpec) -> Rc<Self> {
+        let target = Rc::new(spec.target.clone());
+        let context = TapContext::new(spec.clock);
+        Rc::new(Self {
+            clock: spec.clock,
+            connector: Connector::new(target, context, spec.index, spec.workers),
+            pool: Pool::default(),
+            timeouts: spec.timeouts,
+            gauges: Arc::clone(&spec.gauges),
+            label: spec.label.clone(),
+            sink: spec.sink.clone(),
+            batch: RefCell::new(EventBatch::default()),
+            watches: RefCell::new(Vec::new()),
+        })
+    }
+
+    /// Adds rows to the batch. When the writer's queue is full this waits, and
+    /// the wait shows as the distance between arrival and `t_seen_ns`.
+    pub(crate) fn record(&self, add: impl FnOnce(&mut EventBatch)) {
+        let mut batch = self.batch.borrow_mut();
+        add(&mut batch);
+        if batch.chunks.rows.len() >= BATCH_ROWS || batch.chunks.payloads.len() >= BATCH_BYTES {
+            drop(batch);
+            self.flush();
+        }
+    }
+
+    fn flush(&self) {
+        let batch = std::mem::take(&mut *self.batch.borrow_mut());
+        // A writer that has stopped reports its own error; the engine sees
+        // `Sink::failed` and ends the run.
+        self.sink.push(batch).ok();
+    }
+
+    /// A watch that ends what it guards after `Timeouts::total`, or when the run
+    /// is stopped.
+    pub(crate) fn watch(&self) -> Rc<Watch> {
+        let total = self.timeouts.total.map(as_ns);
+        let watch = Rc::new(Watch {
+            end_ns: total.map_or(i64::MAX, |ns| self.clock.now_ns().saturating_add(ns)),
+            stage: Cell::new((Stage::Connect, i64::MAX)),
+            kill: Cell::new(None),
+            waker: RefCell::new(None),
+        });
+        self.watches.borrow_mut().push(Rc::downgrade(&watch));
+        watch
+    }
+
+    fn check_watches(&self, cancel: bool) {
+        let now_ns = self.clock.now_ns();
+        self.watches.borrow_mut().retain(|watch| {
+            watch.upgrade().is_some_and(|watch| {
+                watch.check(now_ns, cancel);
+                true
+            })
+        });
+    }
+}
+
+pub(crate) fn as_ns(duration: Duration) -> i64 {
+    i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX)
+}
+
+/// The phase of an attempt that a timeout is named after.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stage {
+    Connect,
+    FirstByte,
+    Read,
+    /// After the end marker: waiting only for the end of the body.
+    Drain,
+}
+
+/// Why an attempt was ended from outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kill {
+    Timeout(Stage),
+    TotalTimeout,
+    Cancelled,
+}
+
+/// The deadline of one attempt. Setting it costs a store: one tick of the worker
+/// looks at all of them, so that a chunk does not pay for a timer.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    end_ns: i64,
+    stage: Cell<(Stage, i64)>,
+    kill: Cell<Option<Kill>>,
+    waker: RefCell<Option<Waker>>,
+}
+
+impl Watch {
+    pub(crate) fn enter(&self, stage: Stage, deadline_ns: i64) {
+        self.stage.set((stage, deadline_ns));
+    }
+
+    pub(crate) fn kill(&self) -> Option<Kill> {
+        self.kill.get()
+    }
+
+    /// Keeps the waker of the task that the kill must reach.
+    pub(crate) fn register(&self, cx: &Context<'_>) {
+        let mut waker = self.waker.borrow_mut();
+        if !waker.as_ref().is_some_and(|w| w.will_wake(cx.waker())) {
+            *waker = Some(cx.waker().clone());
+        }
+    }
+
+    fn check(&self, now_ns: i64, cancel: bool) {
+        let (stage, deadline_ns) = self.stage.get();
+        let kill = if cancel {
+            Kill::Cancelled
+        } else if now_ns >= deadline_ns {
+            Kill::Timeout(stage)
+        } else if now_ns >= self.end_ns {
+            Kill::TotalTimeout
+        } else {
+            return;
+        };
+        if self.kill.get().is_none() {
+            self.kill.set(Some(kill));
+        }
+        if let Some(waker) = self.waker.borrow().as_ref() {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// Runs `future` until it ends or the watch kills it.
+    pub(crate) async fn guard<F: Future>(&self, future: F) -> Result<F::Output, Kill> {
+        let mut future = pin!(future);
+        poll_fn(|cx| {
+            if let Poll::Ready(output) = future.as_mut().poll(cx) {
+                return Poll::Ready(Ok(output));
+            }
+            self.register(cx);
+            self.kill.get().map_or(Poll::Pending, |k| Poll::Ready(Err(k)))
+        })
+        .await
+    }
+}
+
+/// Runs a worker until its queue is closed and its requests have ended.
+pub(crate) fn run_worker(
+    spec: &WorkerSpec,
+    mut assignments: mpsc::Receiver<Assignment>,
+) -> std::io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .build()?;
+    let local = LocalSet::new();
+    let worker = Worker::new(spec);
+    local.block_on(&runtime, async {
+        let ticker = tokio::task::spawn_local(tick(Rc::clone(&worker), Arc::clone(&spec.stop)));
+        let mut tasks = tokio::task::JoinSet::new();
+        while let Some(assignment) = assignments.recv().await {
+            tasks.spawn_local(exchange(Rc::clone(&worker), assignment));
+            while tasks.try_join_next().is_some() {}
+        }
+        while tasks.join_next().await.is_some() {}
+        ticker.abort();
+    });
+    worker.flush();
+    Ok(())
+}
+
+async fn tick(worker: Rc<Worker>, stop: Arc<Stop>) {
+    loop {
+        tokio::time::sleep(TICK).await;
+        worker.check_watches(stop.level() == StopLevel::Now);
+        worker.flush();
+    }
+}

@@ -1,0 +1,154 @@
+//! What the payloads of one response add up to.
+
+use crate::openai::{self, Api, Meaning, Usage};
+use crate::sse::{Frame, FrameClass};
+use crate::words::{ChunkKind, Outcome};
+
+use super::{Chunk, End};
+
+#[derive(Debug)]
+pub(super) struct Story {
+    api: Api,
+    pub(super) chunk_count: i32,
+    pub(super) malformed_chunks: i32,
+    pub(super) finish_reason: Option<String>,
+    pub(super) usage: Option<Usage>,
+    /// `[DONE]` came.
+    pub(super) done: bool,
+    error: Option<String>,
+    finished: bool,
+    choices: Choices,
+}
+
+/// Which choices were seen and which have finished, one bit each. Choices beyond
+/// the 64th are not waited for.
+#[derive(Debug, Default)]
+struct Choices {
+    seen: u64,
+    finished: u64,
+}
+
+impl Choices {
+    fn note(&mut self, index: Option<i32>, finished: bool) {
+        match index.and_then(|index| u32::try_from(index).ok()) {
+            Some(index) => {
+                let bit = 1_u64.checked_shl(index).unwrap_or(0);
+                self.seen |= bit;
+                self.finished |= if finished { bit } else { 0 };
+            }
+            // Nothing says whose finish it is.
+            None if finished => self.finished = u64::MAX,
+            None => {}
+        }
+    }
+
+    fn all_finished(&self) -> bool {
+        self.seen & !self.finished == 0
+    }
+}
+
+impl Story {
+    pub(super) fn new(api: Api) -> Self {
+        Self {
+            api,
+            chunk_count: 0,
+            malformed_chunks: 0,
+            finish_reason: None,
+            usage: None,
+            done: false,
+            error: None,
+            finished: false,
+            choices: Choices::default(),
+        }
+    }
+
+    pub(super) fn hand_out<T: Copy>(
+        &mut self,
+        frame: &Frame<'_, T>,
+        out: &mut impl FnMut(Chunk<'_, T>),
+    ) {
+        out(self.chunk(frame));
+    }
+
+    /// The same, but lines before the first event are no chunks: they are kept as
+    /// a body.
+    pub(super) fn doubt<T: Copy>(
+        &mut self,
+        frame: &Frame<'_, T>,
+        out: &mut impl FnMut(Chunk<'_, T>),
+    ) {
+        if self.chunk_count > 0 || frame.class == FrameClass::Event {
+            out(self.chunk(frame));
+        }
+    }
+
+    fn chunk<'a, T: Copy>(&mut self, frame: &Frame<'a, T>) -> Chunk<'a, T> {
+        let meaning = match frame.class {
+            FrameClass::Event => openai::interpret(self.api, frame.event, frame.payload),
+            FrameClass::Field => openai::interpret_field(frame.payload),
+            FrameClass::Comment => Meaning::of(ChunkKind::Comment),
+        };
+        // A payload that we cut does not parse, and that is not the server's doing.
+        let malformed = meaning.malformed && !frame.truncated;
+        let chunk = Chunk {
+            index: self.chunk_count,
+            tag: frame.tag,
+            kind: meaning.kind,
+            choice_index: meaning.choice_index,
+            event: frame.event,
+            event_id: frame.id,
+            tokens: meaning.tokens,
+            bytes: i64::try_from(frame.bytes).unwrap_or(i64::MAX),
+            data: frame.payload,
+            truncated: frame.truncated,
+        };
+        self.chunk_count = self.chunk_count.saturating_add(1);
+        self.malformed_chunks = self.malformed_chunks.saturating_add(i32::from(malformed));
+        self.add(meaning);
+        chunk
+    }
+
+    /// Reads a whole answer; whether it is JSON.
+    pub(super) fn take_document(&mut self, body: &[u8]) -> bool {
+        let body = body.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(body);
+        let meaning = openai::interpret(self.api, None, body);
+        let is_json = !meaning.malformed && !body.trim_ascii().is_empty();
+        self.add(meaning);
+        is_json
+    }
+
+    fn add(&mut self, meaning: Meaning) {
+        self.choices.note(meaning.choice_index, meaning.finish_reason.is_some());
+        self.finished |= meaning.finish_reason.is_some();
+        self.done |= meaning.kind == ChunkKind::Done;
+        if meaning.finish_reason.is_some() {
+            self.finish_reason = meaning.finish_reason;
+        }
+        if let Some(usage) = meaning.usage {
+            self.usage = Some(usage.or(self.usage.unwrap_or_default()));
+        }
+        // The first error is the cause of later ones.
+        self.error = self.error.take().or(meaning.error);
+    }
+
+    pub(super) fn end_marker_seen(&self) -> bool {
+        self.done || (self.finished && self.choices.all_finished())
+    }
+
+    /// The outcome where it does not depend on how the bytes parse; `None` for a
+    /// clean end without any marker.
+    pub(super) fn verdict(&mut self, end: End) -> Option<(Outcome, Option<String>)> {
+        if let Some(error) = self.error.take() {
+            return Some((Outcome::StreamError, Some(error)));
+        }
+        if self.end_marker_seen() {
+            return Some((Outcome::Ok, None));
+        }
+        match end {
+            End::Clean => None,
+            End::Broken { error } => Some((Outcome::ConnectionError, Some(error))),
+            End::Timeout { error } => Some((Outcome::Timeout, Some(error))),
+            End::Cancelled { error } => Some((Outcome::Cancelled, Some(error))),
+        }
+    }
+}
