@@ -14,7 +14,8 @@ use tapedeck_recording::{Recording, Table};
 
 use crate::footer::Footer;
 use crate::models;
-use crate::session::{Error, Parameters, Session};
+use crate::parameters::Parameters;
+use crate::session::{Error, Session};
 
 /// Rows shown of one broken invariant; the rest is counted.
 const ROWS_SHOWN: usize = 5;
@@ -49,7 +50,7 @@ pub async fn check(recording: &Recording) -> Result<Vec<Broken>, Error> {
         ));
         return Ok(broken);
     }
-    let session = Session::open(vec![recording.clone()], &Parameters::default()).await?;
+    let session = Session::open_tables(vec![recording.clone()], &Parameters::default())?;
     for model in models::checks() {
         broken.extend(run(&session, model).await?);
     }
@@ -148,9 +149,10 @@ fn decode(path: &Path, file: &str) -> Option<String> {
         Ok(batches) => batches,
         Err(error) => return Some(format!("does not decode: {}", chain(&error))),
     };
-    let table = Table::ALL
-        .into_iter()
-        .find(|t| file.strip_prefix(t.name()).is_some_and(|f| f.starts_with('/')));
+    let table = Table::ALL.into_iter().find(|t| {
+        file.strip_prefix(t.name())
+            .is_some_and(|f| f.starts_with('/'))
+    });
     let Some(table) = table else {
         return Some("lies in no table's folder".to_owned());
     };

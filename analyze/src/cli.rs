@@ -10,9 +10,10 @@ use tapedeck_recording::Recording;
 use crate::check::{self, chain};
 use crate::models;
 use crate::output::{Output, OutputError, QueryFormat, is_broken_pipe};
+use crate::parameters::{Parameters, Slo};
 use crate::render::{Format, grid};
 use crate::report::{self, ReportOptions, Verdict};
-use crate::session::{self, Parameters, Session, Slo};
+use crate::session::{self, Session};
 
 /// The program worked and found something: a broken invariant, an invalid run.
 const EXIT_FINDING: u8 = 1;
@@ -77,7 +78,7 @@ struct ReportArgs {
 #[derive(Debug, Args)]
 struct QueryArgs {
     /// Recordings or folders of them, then one SQL query
-    #[arg(required = true, num_args = 2.., value_name = "RECORDING… SQL")]
+    #[arg(required = true, num_args = 2.., value_names = ["RECORDING", "SQL"])]
     arguments: Vec<String>,
     #[arg(long, value_enum, default_value = "table")]
     format: QueryFormat,
@@ -204,7 +205,14 @@ async fn ls(root: &Path) -> Result<ExitCode, Failed> {
     };
     let rows: Vec<Vec<String>> = session.recordings().iter().map(row).collect();
     let header = [
-        "Name", "Path", "Labels", "Target", "Requests", "Succeeded", "Failed", "Unfinished",
+        "Name",
+        "Path",
+        "Labels",
+        "Target",
+        "Requests",
+        "Succeeded",
+        "Failed",
+        "Unfinished",
         "Verdict",
     ];
     Output::open(None)?.text(&format!("{}\n", grid(&header, &rows, false)))?;
@@ -230,7 +238,11 @@ async fn check(path: &Path) -> Result<ExitCode, Failed> {
     Ok(code)
 }
 
-fn parse_slo(text: &str) -> Result<Slo, String> {
+/// `METRIC=VALUE`.
+///
+/// # Errors
+/// When the metric is not one that every request has a value of.
+pub fn parse_slo(text: &str) -> Result<Slo, String> {
     let (metric, bound) = text
         .split_once('=')
         .ok_or("expected METRIC=VALUE, for example ttft_ms=200")?;

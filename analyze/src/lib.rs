@@ -1,21 +1,24 @@
 //! Recordings as a SQL database, and the report on them.
 //!
 //! Every number is defined in a file under `sql/`; nothing here computes one.
-//! Reading order: [`models`] (the definitions, their headers), [`session`]
-//! (recordings → tables and views), [`report`] (rows → report), [`render`]
-//! (report → text), [`check`] (invariants), [`cli`].
+//! Reading order: [`models`] (the definitions, their headers), [`parameters`]
+//! (what a user chooses), [`session`] (recordings → tables and views),
+//! [`report`] (rows → report), [`render`] (report → text), [`check`]
+//! (invariants), [`cli`].
 
 pub mod check;
 pub mod cli;
 mod footer;
 pub mod models;
 pub mod output;
+pub mod parameters;
 pub mod render;
 pub mod report;
 mod rows;
 pub mod session;
 
 pub use footer::FooterError;
+pub use parameters::{Parameters, Slo};
 pub use render::Format;
 pub use report::{Report, ReportOptions, report};
-pub use session::{Error, Parameters, Session, Slo};
+pub use session::{Error, Session, matching_requests};

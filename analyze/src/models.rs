@@ -7,7 +7,6 @@
 //! Path order is dependency order: a file reads only recorded tables, tables of
 //! the session and views of earlier files.
 
-use std::fmt::Write as _;
 use std::sync::LazyLock;
 
 /// One file under `sql/`.
@@ -178,24 +177,20 @@ pub fn reference() -> String {
          `analyze sql NAME` prints a definition.\n",
     );
     for model in views() {
-        // Writing to a String cannot fail.
-        drop(describe(model, &mut text));
+        text.push_str(&describe(model));
     }
     text
 }
 
-fn describe(model: &Model, text: &mut String) -> std::fmt::Result {
-    let capital = model.grain.get(..1).unwrap_or_default().to_uppercase();
-    let grain = format!("{capital}{}", model.grain.get(1..).unwrap_or_default());
-    writeln!(text, "\n## {}\n\n{grain}", model.name)?;
-    writeln!(
-        text,
-        "`{}`, reads {}.\n",
-        model.path,
-        model.reads.join(", ")
-    )?;
-    writeln!(text, "| column | type | unit | better | meaning |")?;
-    writeln!(text, "|---|---|---|---|---|")?;
+fn describe(model: &Model) -> String {
+    let mut letters = model.grain.chars();
+    let capital = letters.next().map(|c| c.to_ascii_uppercase());
+    let grain: String = capital.into_iter().chain(letters).collect();
+    let (name, path, reads) = (model.name, model.path, model.reads.join(", "));
+    let mut text = format!(
+        "\n## {name}\n\n{grain}\n`{path}`, reads {reads}.\n\n\
+         | column | type | unit | better | meaning |\n|---|---|---|---|---|\n"
+    );
     for column in &model.columns {
         let better = match column.polarity {
             Some(Polarity::Lower) => "lower",
@@ -203,11 +198,10 @@ fn describe(model: &Model, text: &mut String) -> std::fmt::Result {
             None => "",
         };
         let unit = column.unit.as_deref().unwrap_or_default();
-        writeln!(
-            text,
-            "| `{}` | {} | {unit} | {better} | {} |",
-            column.name, column.sql_type, column.meaning
-        )?;
+        let (name, sql_type, meaning) = (&column.name, &column.sql_type, &column.meaning);
+        text.push_str(&format!(
+            "| `{name}` | {sql_type} | {unit} | {better} | {meaning} |\n"
+        ));
     }
-    Ok(())
+    text
 }

@@ -34,8 +34,8 @@ pub enum QueryFormat {
 /// Output that could not be written.
 #[derive(Debug, thiserror::Error)]
 pub enum OutputError {
-    #[error("the query failed")]
-    Query(#[from] DataFusionError),
+    #[error("{}", crate::session::explain(.0))]
+    Query(DataFusionError),
     #[error("cannot write the output")]
     Io(#[from] io::Error),
     #[error("cannot write the rows")]
@@ -91,7 +91,7 @@ impl Output {
         let schema = rows.schema();
         let mut sink = Sink::new(format, &schema, self)?;
         while let Some(batch) = rows.next().await {
-            sink.write(&batch?)?;
+            sink.write(&batch.map_err(OutputError::Query)?)?;
         }
         sink.finish()?;
         Ok(self.writer.flush()?)
@@ -173,7 +173,9 @@ impl<'a> Sink<'a> {
             } => {
                 let fits = batch.num_rows().min(TABLE_ROWS.saturating_sub(rows.len()));
                 *rows_left_out += batch.num_rows() - fits;
-                rows.extend(cells(&batch.slice(0, fits), |text| text.unwrap_or_default())?);
+                rows.extend(cells(&batch.slice(0, fits), |text| {
+                    text.unwrap_or_default()
+                })?);
             }
             Self::Csv(writer) => {
                 let field = |text: Option<String>| text.map(|t| csv_field(&t)).unwrap_or_default();

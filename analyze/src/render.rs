@@ -3,8 +3,8 @@
 use comfy_table::presets::{ASCII_MARKDOWN, UTF8_FULL_CONDENSED};
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 
+use crate::parameters::percentile_name;
 use crate::report::{RecordingReport, Report};
-use crate::session::percentile_name;
 
 /// How a report is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -16,9 +16,7 @@ pub enum Format {
 }
 
 /// Percentiles of the table when none are asked for; JSON and CSV have all.
-const SHOWN_PERCENTILES: [f64; 10] = [
-    10.0, 25.0, 50.0, 66.0, 75.0, 80.0, 90.0, 95.0, 98.0, 99.0,
-];
+const SHOWN_PERCENTILES: [f64; 10] = [10.0, 25.0, 50.0, 66.0, 75.0, 80.0, 90.0, 95.0, 98.0, 99.0];
 
 /// Kinds of failure shown; the rest is counted.
 const FAILURES_SHOWN: usize = 5;
@@ -57,10 +55,10 @@ impl Report {
         match format {
             Format::Json => format!("{:#}\n", self.to_json()),
             Format::Csv => self.csv(),
-            Format::Table | Format::Markdown => self.blocks().iter().fold(
-                String::new(),
-                |text, block| text + &draw(block, format),
-            ),
+            Format::Table | Format::Markdown => self
+                .blocks()
+                .iter()
+                .fold(String::new(), |text, block| text + &draw(block, format)),
         }
     }
 
@@ -89,6 +87,9 @@ impl Report {
         let shown = shown.unwrap_or(&SHOWN_PERCENTILES);
         let mut blocks = Vec::new();
         for recording in &self.recordings {
+            if !blocks.is_empty() {
+                blocks.push(Block::Line(String::new()));
+            }
             blocks.push(title(recording));
             blocks.extend(health(recording));
             blocks.push(self.summary(recording));
@@ -112,9 +113,18 @@ impl Report {
             ("Success rate (%)", number(success, 2)),
             ("Concurrency (time average)", value("concurrency", 2)),
             ("Request throughput (req/s)", value("request_throughput", 3)),
-            ("Input throughput (tok/s)", value("input_token_throughput", 2)),
-            ("Output throughput (tok/s)", value("output_token_throughput", 2)),
-            ("Total throughput (tok/s)", value("total_token_throughput", 2)),
+            (
+                "Input throughput (tok/s)",
+                value("input_token_throughput", 2),
+            ),
+            (
+                "Output throughput (tok/s)",
+                value("output_token_throughput", 2),
+            ),
+            (
+                "Total throughput (tok/s)",
+                value("total_token_throughput", 2),
+            ),
             ("Mean TTFT (ms)", mean("ttft_ms")),
             ("Mean ITL (ms)", mean("itl_ms")),
             ("Mean TPOT (ms)", mean("tpot_ms")),
@@ -171,7 +181,9 @@ fn health(recording: &RecordingReport) -> Vec<Block> {
         .map(|f| vec![f.severity.clone(), f.finding.clone(), f.detail.clone()])
         .collect();
     if rows.is_empty() {
-        blocks.push(Block::Line("Recording health: nothing to report".to_owned()));
+        blocks.push(Block::Line(
+            "Recording health: nothing to report".to_owned(),
+        ));
     } else {
         blocks.push(Block::Table {
             heading: "Recording health",

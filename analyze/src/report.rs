@@ -9,22 +9,11 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use tapedeck_recording::Recording;
 
-use crate::session::{self, DEFAULT_PERCENTILES, Error, Parameters, Session, Slo};
+use crate::parameters::{DEFAULT_PERCENTILES, Parameters, Slo};
+use crate::session::{self, Error, SMALL_VIEWS, Session};
 
 /// Version of the JSON report.
 pub const REPORT_VERSION: u32 = 1;
-
-/// Views a report asks for more than once, none larger than one row per request.
-const KEPT_VIEWS: [&str; 8] = [
-    "outcome",
-    "window",
-    "request_latency",
-    "concurrency",
-    "goodput",
-    "schedule_lag",
-    "throughput",
-    "verdict",
-];
 
 /// What a report may be asked for.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -138,7 +127,9 @@ impl RecordingReport {
     #[must_use]
     pub fn value(&self, metric: &str, stat: &str) -> Option<f64> {
         let mut metrics = self.metrics.iter();
-        metrics.find(|m| m.metric == metric && m.stat == stat)?.value
+        metrics
+            .find(|m| m.metric == metric && m.stat == stat)?
+            .value
     }
 }
 
@@ -202,7 +193,7 @@ impl Report {
 pub async fn report(paths: &[PathBuf], options: &ReportOptions) -> Result<Report, Error> {
     let recordings = session::open_all(paths)?;
     let parameters = options.parameters();
-    let session = Session::open_keeping(recordings, &parameters, &KEPT_VIEWS).await?;
+    let session = Session::open_keeping(recordings, &parameters, &SMALL_VIEWS).await?;
     let mut facts = Facts::query(&session).await?;
     let recordings = session.recordings();
     Ok(Report {
@@ -320,7 +311,10 @@ impl Facts {
             target: manifest.target.clone(),
             // The verdict view has a row for every recording.
             verdict: summary.as_ref().map_or(Verdict::Invalid, |s| s.verdict),
-            verdict_reason: summary.as_ref().map(|s| s.reason.clone()).unwrap_or_default(),
+            verdict_reason: summary
+                .as_ref()
+                .map(|s| s.reason.clone())
+                .unwrap_or_default(),
             counts: summary.as_ref().map(|s| s.counts).unwrap_or_default(),
             duration_s: summary.and_then(|s| s.duration_s),
             metrics,

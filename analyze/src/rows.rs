@@ -1,7 +1,9 @@
 //! Query results as Rust structs, and Rust structs as small tables.
 
+use std::sync::Arc;
+
 use arrow::array::RecordBatch;
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::error::ArrowError;
 use arrow::json::ReaderBuilder;
 use datafusion::common::ScalarValue;
@@ -9,6 +11,14 @@ use datafusion::error::DataFusionError;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
+
+/// A schema of nullable columns.
+pub(crate) fn schema(columns: &[(&str, DataType)]) -> SchemaRef {
+    let fields = columns
+        .iter()
+        .map(|(name, data_type)| Field::new(*name, data_type.clone(), true));
+    Arc::new(Schema::new(fields.collect::<Vec<_>>()))
+}
 
 /// Serializes `rows` into one batch of `schema`, by column name.
 ///

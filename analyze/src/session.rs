@@ -4,11 +4,13 @@
 //! tells them apart); `recordings`, one row each; `params`, `percentiles` and
 //! `slos`, the values a user chose; then the views of [`crate::models`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use arrow::array::RecordBatch;
+use arrow::datatypes::{DataType, SchemaRef};
+use arrow::error::ArrowError;
 use datafusion::datasource::MemTable;
 use datafusion::datasource::file_format::parquet::ParquetFormat;
 use datafusion::datasource::listing::{
@@ -16,6 +18,7 @@ use datafusion::datasource::listing::{
 };
 use datafusion::error::DataFusionError;
 use datafusion::execution::context::SQLOptions;
+use datafusion::physical_plan::collect_partitioned;
 use datafusion::prelude::{DataFrame, SessionConfig, SessionContext};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -25,6 +28,7 @@ use tapedeck_recording::{Recording, Table};
 
 use crate::footer::{Footer, FooterError};
 use crate::models;
+use crate::parameters::{Parameters, Slo};
 use crate::rows;
 
 /// Recordings that cannot be analyzed, or a question that cannot be answered.
@@ -48,56 +52,46 @@ pub enum Error {
     UnknownMetric { metric: String, known: String },
     #[error("{} cannot be given to the query engine as a file", path.display())]
     Path { path: PathBuf },
-    #[error("view {view} cannot be created")]
+    #[error("view {view} cannot be read: {}", explain(cause))]
     View {
         view: &'static str,
-        #[source]
-        source: DataFusionError,
+        cause: DataFusionError,
     },
-    #[error("the query failed")]
-    Query(#[source] DataFusionError),
+    #[error("{}", explain(.0))]
+    Query(DataFusionError),
 }
 
-/// An SLO: a bound on one metric that every request has one value of.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Slo {
-    /// A numeric column of `request_latency`, for example `ttft_ms`.
-    pub metric: String,
-    /// Most allowed; least for metrics where higher is better.
-    pub bound: f64,
-}
-
-/// What a user may choose about the metrics. It reaches SQL as rows of tables.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Parameters {
-    /// Requests sent in this first part of the measured phase are left out.
-    pub warmup_ms: f64,
-    /// In 0..=100.
-    pub percentiles: Vec<f64>,
-    pub slos: Vec<Slo>,
-    /// p99 of dispatch or read lag beyond which the client was the bottleneck.
-    pub saturated_lag_ms: f64,
-    /// p99 of dispatch or read lag beyond which the numbers describe the client.
-    pub invalid_lag_ms: f64,
-}
-
-/// Percentiles of a report when none are asked for.
-pub const DEFAULT_PERCENTILES: [f64; 13] = [
-    1.0, 5.0, 10.0, 25.0, 50.0, 66.0, 75.0, 80.0, 90.0, 95.0, 98.0, 99.0, 99.9,
-];
-
-impl Default for Parameters {
-    fn default() -> Self {
-        Self {
-            warmup_ms: 0.0,
-            percentiles: DEFAULT_PERCENTILES.to_vec(),
-            slos: Vec::new(),
-            // Reasons in sql/3_summary/verdict.sql.
-            saturated_lag_ms: 10.0,
-            invalid_lag_ms: 100.0,
-        }
+/// What a user can use of an engine's error: no prefixes that name its parts.
+pub(crate) fn explain(error: &DataFusionError) -> String {
+    let text = match error.find_root() {
+        DataFusionError::SQL(error, _) => error.to_string(),
+        DataFusionError::Plan(text) | DataFusionError::NotImplemented(text) => text.clone(),
+        root => root.strip_backtrace(),
+    };
+    let text = text.replace("datafusion.public.", "");
+    let is_unknown_table = text.starts_with("table '") && text.ends_with("not found");
+    if is_unknown_table {
+        format!(
+            "{text}\nhint: tables are requests, chunks, responses, samples, marks and recordings; \
+             `analyze sql` lists the views"
+        )
+    } else {
+        text
     }
 }
+
+/// Views worth computing once when more than one question follows: none is
+/// larger than one row per request.
+pub const SMALL_VIEWS: [&str; 8] = [
+    "outcome",
+    "window",
+    "request_latency",
+    "concurrency",
+    "goodput",
+    "schedule_lag",
+    "throughput",
+    "verdict",
+];
 
 /// Recordings, opened as a database.
 pub struct Session {
@@ -148,10 +142,7 @@ impl Session {
     ///
     /// # Errors
     /// When a file is unreadable or of a newer format.
-    pub async fn open(
-        recordings: Vec<Recording>,
-        parameters: &Parameters,
-    ) -> Result<Self, Error> {
+    pub async fn open(recordings: Vec<Recording>, parameters: &Parameters) -> Result<Self, Error> {
         Self::open_keeping(recordings, parameters, &[]).await
     }
 
@@ -166,19 +157,61 @@ impl Session {
         parameters: &Parameters,
         keep: &[&str],
     ) -> Result<Self, Error> {
+        let session = Self::open_tables(recordings, parameters)?;
+        for model in models::views() {
+            session
+                .create_view(model, keep.contains(&model.name))
+                .await?;
+            if model.name == "metric" {
+                session.check_slos(&parameters.slos).await?;
+            }
+        }
+        Ok(session)
+    }
+
+    /// Opens `recordings` without the views: for questions about the rows.
+    ///
+    /// # Errors
+    /// When a file is unreadable or of a newer format.
+    pub fn open_tables(recordings: Vec<Recording>, parameters: &Parameters) -> Result<Self, Error> {
         let session = Self {
-            context: SessionContext::new_with_config(SessionConfig::new()),
+            // So that `SHOW TABLES` and `DESCRIBE requests` work in `analyze query`.
+            context: SessionContext::new_with_config(
+                SessionConfig::new().with_information_schema(true),
+            ),
             recordings,
         };
         for table in Table::ALL {
             session.register_recorded(table)?;
         }
         session.register_recordings()?;
-        session.register_parameters(parameters)?;
-        for model in models::views() {
-            session.create_view(model, keep.contains(&model.name)).await?;
+        for (name, batch) in parameters.tables().map_err(arrow_error)? {
+            session.register_batch(name, batch)?;
         }
         Ok(session)
+    }
+
+    /// Refuses an SLO on what no request has one value of: nothing would ever
+    /// meet it, or everything, without a word.
+    async fn check_slos(&self, slos: &[Slo]) -> Result<(), Error> {
+        #[derive(serde::Deserialize)]
+        struct Known {
+            metric: String,
+        }
+        if slos.is_empty() {
+            return Ok(());
+        }
+        let sql = "SELECT DISTINCT metric, metric_index FROM metric
+            WHERE metric <> 'itl_ms' ORDER BY metric_index";
+        let known: Vec<Known> = self.rows(sql).await?;
+        let known: Vec<String> = known.into_iter().map(|k| k.metric).collect();
+        match slos.iter().find(|slo| !known.contains(&slo.metric)) {
+            None => Ok(()),
+            Some(slo) => Err(Error::UnknownMetric {
+                metric: slo.metric.clone(),
+                known: known.join(", "),
+            }),
+        }
     }
 
     #[must_use]
@@ -230,7 +263,7 @@ impl Session {
             }
         }
         if urls.is_empty() {
-            return self.register_rows::<()>(table.name(), &table.schema(), &[]);
+            return self.register_batch(table.name(), RecordBatch::new_empty(table.schema()));
         }
         let format = Arc::new(ParquetFormat::default());
         let config = ListingTableConfig::new_with_multi_paths(urls)
@@ -242,59 +275,30 @@ impl Session {
 
     fn register_recordings(&self) -> Result<(), Error> {
         let rows: Vec<RecordingRow<'_>> = self.recordings.iter().map(RecordingRow::of).collect();
-        self.register_rows("recordings", &recordings_schema(), &rows)
-    }
-
-    fn register_parameters(&self, parameters: &Parameters) -> Result<(), Error> {
-        let param = |name, value| ParamRow { name, value };
-        self.register_rows(
-            "params",
-            &schema(&[("name", DataType::Utf8), ("value", DataType::Float64)]),
-            &[
-                param("warmup_ms", parameters.warmup_ms),
-                param("saturated_lag_ms", parameters.saturated_lag_ms),
-                param("invalid_lag_ms", parameters.invalid_lag_ms),
-            ],
-        )?;
-        let percentiles: Vec<PercentileRow> = parameters
-            .percentiles
-            .iter()
-            .map(|p| PercentileRow {
-                stat: percentile_name(*p),
-                p: *p,
-            })
-            .collect();
-        self.register_rows(
-            "percentiles",
-            &schema(&[("stat", DataType::Utf8), ("p", DataType::Float64)]),
-            &percentiles,
-        )?;
-        let slos: Vec<SloRow> = parameters
-            .slos
-            .iter()
-            .map(SloRow::of)
-            .collect::<Result<_, _>>()?;
-        let slo_columns = [
-            ("metric", DataType::Utf8),
-            ("at_most", DataType::Float64),
-            ("at_least", DataType::Float64),
-        ];
-        self.register_rows("slos", &schema(&slo_columns), &slos)
+        let batch = rows::to_batch(&recordings_schema(), &rows).map_err(arrow_error)?;
+        self.register_batch("recordings", batch)
     }
 
     async fn create_view(&self, model: &'static models::Model, keep: bool) -> Result<(), Error> {
-        let view_error = |source| Error::View {
+        let view_error = |cause| Error::View {
             view: model.name,
-            source,
+            cause,
         };
         self.context.sql(model.sql).await.map_err(view_error)?;
         if !keep {
             return Ok(());
         }
         let name = format!("\"{}\"", model.name);
-        let view = self.context.table(name.as_str()).await.map_err(view_error)?;
-        let columns: SchemaRef = Arc::clone(view.schema().inner());
-        let partitions = view.collect_partitioned().await.map_err(view_error)?;
+        let view = self
+            .context
+            .table(name.as_str())
+            .await
+            .map_err(view_error)?;
+        let task = Arc::new(view.task_ctx());
+        let plan = view.create_physical_plan().await.map_err(view_error)?;
+        // The physical schema: it knows better than the logical one what is never NULL.
+        let columns = plan.schema();
+        let partitions = collect_partitioned(plan, task).await.map_err(view_error)?;
         let rows = MemTable::try_new(columns, partitions).map_err(view_error)?;
         self.context
             .deregister_table(name.as_str())
@@ -305,14 +309,8 @@ impl Session {
         Ok(())
     }
 
-    fn register_rows<T: Serialize>(
-        &self,
-        name: &str,
-        columns: &SchemaRef,
-        rows: &[T],
-    ) -> Result<(), Error> {
-        let batch = rows::to_batch(columns, rows).map_err(|e| Error::Query(e.into()))?;
-        let table = MemTable::try_new(Arc::clone(columns), vec![vec![batch]]);
+    fn register_batch(&self, name: &str, batch: RecordBatch) -> Result<(), Error> {
+        let table = MemTable::try_new(batch.schema(), vec![vec![batch]]);
         self.register(name, Arc::new(table.map_err(Error::Query)?))
     }
 
@@ -324,6 +322,30 @@ impl Session {
         let registered = self.context.register_table(name, table);
         registered.map(drop).map_err(Error::Query)
     }
+}
+
+/// Ids of the requests for which `condition`, a SQL expression over the columns
+/// of `requests`, holds: `--where` of a replay. Being parsed as an expression, it
+/// can name columns and nothing else.
+///
+/// # Errors
+/// When a recording cannot be read, or `condition` is not a condition.
+pub async fn matching_requests(paths: &[PathBuf], condition: &str) -> Result<BTreeSet<i64>, Error> {
+    #[derive(serde::Deserialize)]
+    struct Row {
+        request_id: i64,
+    }
+    let session = Session::open_tables(open_all(paths)?, &Parameters::default())?;
+    let requests = session.context.table("requests").await;
+    let requests = requests.map_err(Error::Query)?;
+    let kept = requests
+        .parse_sql_expr(condition)
+        .and_then(|condition| requests.filter(condition))
+        .and_then(|kept| kept.select_columns(&["request_id"]))
+        .map_err(Error::Query)?;
+    let batches = kept.collect().await.map_err(Error::Query)?;
+    let rows: Vec<Row> = rows::from_batches(&batches).map_err(Error::Query)?;
+    Ok(rows.into_iter().map(|row| row.request_id).collect())
 }
 
 /// A path as a URL: a bare path would be searched for glob characters.
@@ -344,21 +366,12 @@ fn file_url(path: &Path) -> Result<ListingTableUrl, Error> {
     ListingTableUrl::parse(&url).map_err(|_| path_error())
 }
 
-/// The stat of a percentile: `p50`, `p99.9`.
-#[must_use]
-pub fn percentile_name(p: f64) -> String {
-    format!("p{p}")
-}
-
-fn schema(columns: &[(&str, DataType)]) -> SchemaRef {
-    let fields = columns
-        .iter()
-        .map(|(name, data_type)| Field::new(*name, data_type.clone(), true));
-    Arc::new(Schema::new(fields.collect::<Vec<_>>()))
+fn arrow_error(error: ArrowError) -> Error {
+    Error::Query(error.into())
 }
 
 fn recordings_schema() -> SchemaRef {
-    schema(&[
+    rows::schema(&[
         (RECORDING_ID, DataType::Utf8),
         ("path", DataType::Utf8),
         ("name", DataType::Utf8),
@@ -368,6 +381,7 @@ fn recordings_schema() -> SchemaRef {
         ("tool", DataType::Utf8),
         ("wall_clock_start", DataType::Utf8),
         ("dropped_events", DataType::Int64),
+        ("missing_segments", DataType::Int64),
         ("timestamp_source", DataType::Utf8),
         ("settings", DataType::Utf8),
     ])
@@ -384,6 +398,8 @@ struct RecordingRow<'a> {
     tool: &'a str,
     wall_clock_start: &'a str,
     dropped_events: u64,
+    /// Files that the manifest lists and the disk does not have.
+    missing_segments: usize,
     timestamp_source: Option<&'a str>,
     /// JSON.
     settings: String,
@@ -392,6 +408,8 @@ struct RecordingRow<'a> {
 impl<'a> RecordingRow<'a> {
     fn of(recording: &'a Recording) -> Self {
         let manifest = &recording.manifest;
+        let segments = manifest.segments.iter();
+        let missing = segments.filter(|s| !recording.dir.join(&s.file).is_file());
         Self {
             recording_id: &manifest.recording_id,
             path: recording.dir.display().to_string(),
@@ -402,63 +420,9 @@ impl<'a> RecordingRow<'a> {
             tool: &manifest.tool,
             wall_clock_start: &manifest.wall_clock_start,
             dropped_events: manifest.dropped_events,
+            missing_segments: missing.count(),
             timestamp_source: manifest.timestamp_source.as_deref(),
             settings: manifest.settings.to_string(),
         }
-    }
-}
-
-#[derive(Serialize)]
-struct ParamRow {
-    name: &'static str,
-    value: f64,
-}
-
-#[derive(Serialize)]
-struct PercentileRow {
-    stat: String,
-    p: f64,
-}
-
-#[derive(Serialize)]
-struct SloRow {
-    metric: String,
-    at_most: Option<f64>,
-    at_least: Option<f64>,
-}
-
-/// Metrics of `request_metric`, which are those an SLO can bound.
-const SLO_METRICS: [&str; 12] = [
-    "ttft_ms",
-    "ttft_scheduled_ms",
-    "ttfo_ms",
-    "tpot_ms",
-    "e2el_ms",
-    "e2el_scheduled_ms",
-    "queue_delay_ms",
-    "input_tokens",
-    "output_tokens",
-    "output_tokens_per_s",
-    "total_tokens_per_s",
-    "chunks_per_request",
-];
-
-impl SloRow {
-    /// The header of `request_latency` says which way the metric improves;
-    /// what improves neither way is bounded from above.
-    fn of(slo: &Slo) -> Result<Self, Error> {
-        if !SLO_METRICS.contains(&slo.metric.as_str()) {
-            return Err(Error::UnknownMetric {
-                metric: slo.metric.clone(),
-                known: SLO_METRICS.join(", "),
-            });
-        }
-        let polarity = models::column("request_latency", &slo.metric).and_then(|c| c.polarity);
-        let higher = polarity == Some(models::Polarity::Higher);
-        Ok(Self {
-            metric: slo.metric.clone(),
-            at_most: (!higher).then_some(slo.bound),
-            at_least: higher.then_some(slo.bound),
-        })
     }
 }

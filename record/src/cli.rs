@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
-use tapedeck_wire::openai::Api;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use tapedeck_run::args::{BodyArgs, ConnectionArgs, OutputArgs, TargetArgs, parse_duration};
 
 /// Record LLM inference traffic: every request, every chunk with the instant it
 /// arrived, every response, as Parquet.
@@ -38,37 +38,6 @@ pub struct LoadArgs {
     pub connection: ConnectionArgs,
     #[command(flatten)]
     pub output: OutputArgs,
-}
-
-#[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Target")]
-pub struct TargetArgs {
-    /// Server to send to: an http(s) URL, or `sim:` for the embedded simulator,
-    /// e.g. `sim:?ttft_ms=200&itl_ms=20&tokens=100&slots=64`. With an empty path
-    /// or one ending in /v1 the API's own path is appended.
-    #[arg(long, alias = "base-url")]
-    pub url: String,
-    /// Model to ask for; without it the server's first model is used.
-    #[arg(long)]
-    pub model: Option<String>,
-    /// API that the server speaks.
-    #[arg(long, alias = "backend", default_value = "openai-chat", value_parser = parse_api)]
-    pub api: Api,
-    /// Path to send to, instead of the API's own.
-    #[arg(long, value_name = "PATH")]
-    pub endpoint: Option<String>,
-    /// Sent as `Authorization: Bearer`; never recorded.
-    #[arg(long, env = "OPENAI_API_KEY", hide_env_values = true)]
-    pub api_key: Option<String>,
-    /// Further request headers.
-    #[arg(long = "header", alias = "headers", value_name = "K=V", value_parser = parse_pair, num_args = 1..)]
-    pub headers: Vec<(String, String)>,
-    /// Trust the certificates of this PEM file too.
-    #[arg(long, value_name = "FILE")]
-    pub cacert: Option<PathBuf>,
-    /// Accept any certificate.
-    #[arg(long)]
-    pub insecure: bool,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -110,7 +79,7 @@ pub struct ShapeArgs {
     #[arg(long, alias = "num-prompts", value_name = "N", num_args = 1.., value_parser = clap::value_parser!(u64).range(1..))]
     pub number: Vec<u64>,
     /// Arrivals per second, an open loop; -1 or inf sends all at once.
-    #[arg(long, alias = "request-rate", value_name = "R", num_args = 1.., value_parser = parse_rate, allow_hyphen_values = true)]
+    #[arg(long, alias = "request-rate", value_name = "R", num_args = 1.., value_parser = parse_rate, allow_negative_numbers = true)]
     pub rate: Vec<f64>,
     /// Shape of the gaps between arrivals: 1 Poisson, below 1 burstier, above
     /// smoother, inf evenly spaced.
@@ -122,112 +91,6 @@ pub struct ShapeArgs {
     /// Send no probe request before the load.
     #[arg(long)]
     pub no_probe: bool,
-}
-
-#[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Request body")]
-pub struct BodyArgs {
-    /// Ask for a streamed answer (the default).
-    #[arg(long, overrides_with = "no_stream")]
-    pub stream: bool,
-    /// Ask for a whole answer.
-    #[arg(long)]
-    pub no_stream: bool,
-    /// Do not ask for token usage on streams.
-    #[arg(long)]
-    pub no_usage: bool,
-    /// Longest output.
-    #[arg(long, value_name = "N")]
-    pub max_tokens: Option<u32>,
-    /// Remove the output limit that the data set's bodies bring.
-    #[arg(long)]
-    pub ignore_max_tokens: bool,
-    #[arg(long, value_name = "N")]
-    pub min_tokens: Option<u32>,
-    /// Generate to the limit (vLLM, SGLang, llama.cpp).
-    #[arg(long)]
-    pub ignore_eos: bool,
-    #[arg(long, value_name = "T")]
-    pub temperature: Option<f64>,
-    #[arg(long, value_name = "P")]
-    pub top_p: Option<f64>,
-    #[arg(long, value_name = "K")]
-    pub top_k: Option<i64>,
-    #[arg(long, value_name = "X", allow_hyphen_values = true)]
-    pub frequency_penalty: Option<f64>,
-    #[arg(long, value_name = "X", allow_hyphen_values = true)]
-    pub presence_penalty: Option<f64>,
-    #[arg(long, value_name = "X")]
-    pub repetition_penalty: Option<f64>,
-    /// Choices per request.
-    #[arg(long, value_name = "N")]
-    pub n_choices: Option<u32>,
-    /// Stop sequences.
-    #[arg(long, value_name = "TEXT", num_args = 1..)]
-    pub stop: Vec<String>,
-    /// Seed of the server's sampling.
-    #[arg(long, value_name = "N")]
-    pub sampling_seed: Option<i64>,
-    /// JSON object merged into every body, over everything else.
-    #[arg(long, alias = "extra-args", value_name = "JSON", value_parser = parse_object)]
-    pub extra_body: Option<serde_json::Map<String, serde_json::Value>>,
-}
-
-#[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Connection")]
-pub struct ConnectionArgs {
-    /// Until TCP and TLS stand.
-    #[arg(long, value_name = "D", default_value = "30s", value_parser = parse_duration)]
-    pub connect_timeout: Duration,
-    /// From there to the first byte of the answer; default: --read-timeout.
-    #[arg(long, value_name = "D", value_parser = parse_duration)]
-    pub first_byte_timeout: Option<Duration>,
-    /// Longest silence within an answer.
-    #[arg(long, value_name = "D", default_value = "10m", value_parser = parse_duration)]
-    pub read_timeout: Duration,
-    /// The whole request; default: no limit.
-    #[arg(long, value_name = "D", value_parser = parse_duration)]
-    pub total_timeout: Option<Duration>,
-    /// Worker threads; default: half the cores.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
-    pub workers: Option<u16>,
-}
-
-#[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Recording")]
-pub struct OutputArgs {
-    /// Folder of the recording; for a sweep the folder of its recordings.
-    /// Default: recordings/<utc>-<name>.
-    #[arg(long, value_name = "DIR")]
-    pub out: Option<PathBuf>,
-    /// Name of the recording.
-    #[arg(long, default_value = "load")]
-    pub name: String,
-    /// Labels, to tell recordings apart in SQL.
-    #[arg(long = "label", value_name = "K=V", value_parser = parse_pair, num_args = 1..)]
-    pub labels: Vec<(String, String)>,
-    /// What is kept of prompts and answers.
-    #[arg(long, value_enum, default_value = "full")]
-    pub content: Content,
-    /// Print no report at the end.
-    #[arg(long)]
-    pub no_report: bool,
-    /// Print one JSON object with paths and counts on stdout instead of a report.
-    #[arg(long)]
-    pub json: bool,
-    /// No progress bar.
-    #[arg(long, alias = "disable-tqdm", action = ArgAction::SetTrue)]
-    pub no_progress: bool,
-    /// Service level objectives for goodput in the report, e.g. ttft_ms=200.
-    #[arg(long = "slo", alias = "goodput", value_name = "METRIC=MS", num_args = 1..)]
-    pub slos: Vec<String>,
-}
-
-/// What is kept of prompts and answers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Content {
-    /// Everything.
-    Full,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -255,28 +118,6 @@ pub struct SimulateArgs {
     pub seed: Option<u64>,
 }
 
-fn parse_api(text: &str) -> Result<Api, String> {
-    let aliases = [("openai", Api::OpenAiCompletions), ("vllm", Api::OpenAiCompletions)];
-    let known = Api::ALL.iter().copied();
-    known
-        .map(|api| (api.as_str(), api))
-        .chain(aliases)
-        .find_map(|(name, api)| (name == text).then_some(api))
-        .ok_or_else(|| {
-            let names: Vec<&str> = Api::ALL.iter().map(|api| api.as_str()).collect();
-            format!("known: {}", names.join(", "))
-        })
-}
-
-fn parse_pair(text: &str) -> Result<(String, String), String> {
-    let (key, value) = text.split_once('=').ok_or("expected KEY=VALUE")?;
-    let key = key.trim();
-    if key.is_empty() {
-        return Err("expected KEY=VALUE, the key is empty".to_owned());
-    }
-    Ok((key.to_owned(), value.to_owned()))
-}
-
 /// `-1` and `inf` become infinity: all at once.
 fn parse_rate(text: &str) -> Result<f64, String> {
     let rate: f64 = text.parse().map_err(|_| "expected a number")?;
@@ -296,50 +137,15 @@ fn parse_burstiness(text: &str) -> Result<f64, String> {
     }
 }
 
-/// `1.5` or `1.5s` are seconds; `ms`, `m` and `h` are understood.
-pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    let split = text
-        .find(|c: char| !c.is_ascii_digit() && c != '.')
-        .unwrap_or(text.len());
-    let (number, unit) = text.split_at(split);
-    let number: f64 = number
-        .parse()
-        .map_err(|_| "expected a duration such as 500ms, 10s, 5m".to_owned())?;
-    let seconds = match unit {
-        "ms" => number / 1e3,
-        "" | "s" => number,
-        "m" => number * 60.0,
-        "h" => number * 3600.0,
-        other => return Err(format!("unit {other:?} is not ms, s, m or h")),
-    };
-    match Duration::try_from_secs_f64(seconds) {
-        Ok(duration) if !duration.is_zero() => Ok(duration),
-        _ => Err("expected a duration above zero".to_owned()),
-    }
-}
-
-fn parse_object(text: &str) -> Result<serde_json::Map<String, serde_json::Value>, String> {
-    serde_json::from_str(text).map_err(|e| format!("expected a JSON object: {e}"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use clap::CommandFactory;
+    use tapedeck_wire::openai::Api;
 
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn durations_have_units_and_are_above_zero() {
-        assert_eq!(parse_duration("250ms"), Ok(Duration::from_millis(250)));
-        assert_eq!(parse_duration("1.5"), Ok(Duration::from_millis(1500)));
-        assert_eq!(parse_duration("2m"), Ok(Duration::from_secs(120)));
-        for bad in ["", "0", "-1s", "5 parsecs", "1e9h"] {
-            assert!(parse_duration(bad).is_err(), "{bad}");
-        }
     }
 
     #[test]

@@ -1,24 +1,12 @@
 //! What the command line means: checked, resolved, no default left open.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
-use anyhow::{Context, Result, bail};
-use bytes::Bytes;
-use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::{Method, Uri};
-use serde_json::{Map, Value, json};
-use tapedeck_live::headers::recorded_headers;
-use tapedeck_live::{PreparedRequest, Timeouts, TlsOptions};
-use tapedeck_recording::body_hash;
-use tapedeck_wire::openai::Api;
-use tapedeck_workload::body::{BuiltBody, build};
+use anyhow::{Result, bail};
+use tapedeck_workload::ArrivalProcess;
 use tapedeck_workload::prompts::{Item, line_by_line, prompt};
-use tapedeck_workload::{ArrivalProcess, BodyOptions};
-use url::Url;
 
-use crate::cli::{BodyArgs, ConnectionArgs, Dataset, LoadArgs, ShapeArgs, TargetArgs};
-use crate::secrets::{mask_query, mask_url};
+use crate::cli::{Dataset, LoadArgs, ShapeArgs};
 
 /// One level of a load: what the pacer is told.
 #[derive(Debug, Clone, PartialEq)]
@@ -137,199 +125,6 @@ pub fn source(args: &LoadArgs) -> Result<Source> {
     }
 }
 
-/// Where a request goes: the URL with the API's path settled.
-///
-/// # Errors
-/// When the URL does not parse.
-pub fn endpoint(url: &str, target: &TargetArgs) -> Result<Url> {
-    let mut url = Url::parse(url)
-        .with_context(|| format!("--url {} is not a URL\nhint: http://host:port, or sim:", mask_url(url)))?;
-    let own = url.path().trim_end_matches('/').to_owned();
-    if let Some(path) = &target.endpoint {
-        url.set_path(path);
-    } else if own.is_empty() || own.ends_with("/v1") {
-        let prefix = own.strip_suffix("/v1").unwrap_or_default();
-        url.set_path(&format!("{prefix}/v1{}", api_path(target.api)));
-    }
-    Ok(url)
-}
-
-fn api_path(api: Api) -> &'static str {
-    match api {
-        Api::OpenAiChat => "/chat/completions",
-        Api::OpenAiCompletions => "/completions",
-    }
-}
-
-/// What goes into every body besides the prompt.
-///
-/// # Errors
-/// When values cannot be written as JSON.
-pub fn body_options(body: &BodyArgs, model: Option<String>) -> Result<BodyOptions> {
-    let mut fields = Map::new();
-    let mut set = |name: &str, value: Value| {
-        if !value.is_null() {
-            fields.insert(name.to_owned(), value);
-        }
-    };
-    set("min_tokens", json!(body.min_tokens));
-    set("temperature", number("--temperature", body.temperature)?);
-    set("top_p", number("--top-p", body.top_p)?);
-    set("top_k", json!(body.top_k));
-    set("frequency_penalty", number("--frequency-penalty", body.frequency_penalty)?);
-    set("presence_penalty", number("--presence-penalty", body.presence_penalty)?);
-    set("repetition_penalty", number("--repetition-penalty", body.repetition_penalty)?);
-    set("n", json!(body.n_choices));
-    set("seed", json!(body.sampling_seed));
-    if body.ignore_eos {
-        set("ignore_eos", json!(true));
-    }
-    if !body.stop.is_empty() {
-        set("stop", json!(body.stop));
-    }
-    fields.extend(body.extra_body.clone().unwrap_or_default());
-    Ok(BodyOptions {
-        model,
-        stream: match (body.stream, body.no_stream) {
-            (_, true) => Some(false),
-            (true, _) => Some(true),
-            (false, false) => None,
-        },
-        include_usage: !body.no_usage,
-        max_tokens: body.max_tokens,
-        ignore_max_tokens: body.ignore_max_tokens,
-        fields,
-    })
-}
-
-fn number(flag: &str, value: Option<f64>) -> Result<Value> {
-    match value {
-        Some(x) if !x.is_finite() => bail!("{flag} {x} is not a number that JSON can carry"),
-        value => Ok(json!(value)),
-    }
-}
-
-/// Timeouts with every default settled.
-#[must_use]
-pub fn timeouts(connection: &ConnectionArgs) -> Timeouts {
-    Timeouts {
-        connect: connection.connect_timeout,
-        first_byte: connection.first_byte_timeout.unwrap_or(connection.read_timeout),
-        read: connection.read_timeout,
-        total: connection.total_timeout,
-    }
-}
-
-#[must_use]
-pub fn tls_options(target: &TargetArgs) -> TlsOptions {
-    TlsOptions {
-        cacert: target.cacert.clone(),
-        insecure: target.insecure,
-    }
-}
-
-/// Half the cores: the server, the writer and the pacer want theirs too.
-#[must_use]
-pub fn workers(connection: &ConnectionArgs) -> usize {
-    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
-    connection.workers.map_or((cores / 2).max(1), usize::from)
-}
-
-/// Builds requests for one endpoint.
-#[derive(Debug)]
-pub struct RequestBuilder {
-    api: Api,
-    uri: Uri,
-    url_path: Arc<str>,
-    query: Option<Arc<str>>,
-    headers: HeaderMap,
-}
-
-impl RequestBuilder {
-    /// # Errors
-    /// When a header or the path cannot be sent.
-    pub fn new(url: &Url, host: &str, target: &TargetArgs) -> Result<Self> {
-        let path = match url.query() {
-            Some(query) => format!("{}?{query}", url.path()),
-            None => url.path().to_owned(),
-        };
-        Ok(Self {
-            api: target.api,
-            uri: path.parse().with_context(|| format!("path {} cannot be sent", url.path()))?,
-            url_path: url.path().into(),
-            query: url.query().map(|q| mask_query(q).into()),
-            headers: headers(host, target)?,
-        })
-    }
-
-    /// The request for `item`, ready to be written.
-    #[must_use]
-    pub fn request(&self, item: &Item, options: &BodyOptions) -> PreparedRequest {
-        let BuiltBody {
-            body,
-            model,
-            stream,
-            max_output_tokens,
-        } = build(self.api, item, options);
-        self.prepared(body, model, stream, max_output_tokens)
-    }
-
-    fn prepared(
-        &self,
-        body: Bytes,
-        model: Option<String>,
-        stream: bool,
-        max_output_tokens: Option<i32>,
-    ) -> PreparedRequest {
-        PreparedRequest {
-            api: self.api,
-            method: Method::POST,
-            uri: self.uri.clone(),
-            url_path: Arc::clone(&self.url_path),
-            query: self.query.clone(),
-            recorded_headers: Some(recorded_headers(&self.headers)),
-            headers: self.headers.clone(),
-            body_hash: Some(body_hash(&body).into()),
-            body,
-            model: model.map(Into::into),
-            stream,
-            input_tokens: None,
-            input_tokens_source: None,
-            max_output_tokens,
-        }
-    }
-}
-
-fn headers(host: &str, target: &TargetArgs) -> Result<HeaderMap> {
-    let mut headers = HeaderMap::new();
-    headers.insert(header::HOST, HeaderValue::from_str(host)?);
-    headers.insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static("application/json"),
-    );
-    headers.insert(header::ACCEPT, HeaderValue::from_static("*/*"));
-    headers.insert(
-        header::USER_AGENT,
-        HeaderValue::from_static(concat!("tapedeck/", env!("CARGO_PKG_VERSION"))),
-    );
-    if let Some(key) = &target.api_key {
-        // The value itself stays out of the message: it is a secret.
-        let mut value = HeaderValue::from_str(&format!("Bearer {key}"))
-            .map_err(|_| anyhow::anyhow!("--api-key holds characters that a header cannot carry"))?;
-        value.set_sensitive(true);
-        headers.insert(header::AUTHORIZATION, value);
-    }
-    for (name, value) in &target.headers {
-        let name: HeaderName = name
-            .parse()
-            .with_context(|| format!("--header {name}=… has a name that cannot be sent"))?;
-        let value = HeaderValue::from_str(value)
-            .map_err(|_| anyhow::anyhow!("--header {name}=… has a value that cannot be sent"))?;
-        headers.insert(name, value);
-    }
-    Ok(headers)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -342,22 +137,6 @@ mod tests {
             Command::Load(args) => *args,
             Command::Simulate(_) => unreachable!(),
         }
-    }
-
-    #[test]
-    fn the_apis_path_is_appended_where_the_url_has_none() {
-        for (url, path) in [
-            ("http://h", "/v1/chat/completions"),
-            ("http://h/", "/v1/chat/completions"),
-            ("http://h/v1", "/v1/chat/completions"),
-            ("http://h/proxy/v1/", "/proxy/v1/chat/completions"),
-            ("http://h/own/path", "/own/path"),
-        ] {
-            let args = load(&format!("--url {url} --prompt p"));
-            assert_eq!(endpoint(url, &args.target).unwrap().path(), path);
-        }
-        let args = load("--url http://h/v1 --endpoint /x/y --prompt p");
-        assert_eq!(endpoint("http://h/v1", &args.target).unwrap().path(), "/x/y");
     }
 
     #[test]

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use anyhow::Result;
 use tapedeck_live::{Stop, StopLevel};
+use tapedeck_run::signals;
 use tapedeck_simulator::{SimConfig, Simulator};
 
 use crate::cli::SimulateArgs;
-use crate::signals;
 
 /// Serves until a signal.
 ///

@@ -124,7 +124,10 @@ fn find(replies: &[(String, Reply)], name: Option<&str>) -> Reply {
     replies
         .iter()
         .find(|(known, _)| Some(known.as_str()) == name)
-        .map_or_else(|| replies::json(404, r#"{"error":"no such case"}"#), |(_, reply)| reply.clone())
+        .map_or_else(
+            || replies::json(404, r#"{"error":"no such case"}"#),
+            |(_, reply)| reply.clone(),
+        )
 }
 
 /// One `write` (or the several it took when the socket was full).
@@ -385,7 +388,10 @@ impl Connection {
     fn enter(&self, mut request: Received) -> (usize, Arc<Received>) {
         let mut ledger = lock(&self.server.ledger);
         let entry = ledger.served.len();
-        assert!(entry < LEDGER_REQUESTS, "the ledger holds {LEDGER_REQUESTS} requests");
+        assert!(
+            entry < LEDGER_REQUESTS,
+            "the ledger holds {LEDGER_REQUESTS} requests"
+        );
         request.number = entry as u64;
         let request = Arc::new(request);
         ledger.served.push(Served {

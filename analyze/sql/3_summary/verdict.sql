@@ -6,13 +6,14 @@
 CREATE VIEW verdict AS
 -- 10 ms is half the gap between two tokens at 50 tokens/s: beyond it lateness of
 -- the client shows in ITL and TTFT alike. 100 ms is as much as a whole good
--- TTFT: such numbers describe the client. Dropped events mean that rows are
--- missing, so that no count and no percentile can be trusted.
+-- TTFT: such numbers describe the client. Dropped events and lost files mean
+-- that rows are missing, so that no count and no percentile can be trusted.
 WITH
 fact AS (
   SELECT
     g.recording_id,
     g.dropped_events,
+    g.missing_segments,
     l.dispatched,
     l.chunks_read,
     l.dispatch_lag_ms_p99 AS dispatch_ms,
@@ -27,6 +28,7 @@ SELECT
   recording_id,
   CASE
     WHEN dropped_events > 0
+      OR missing_segments > 0
       OR read_ms > invalid_ms
       OR dispatch_ms > invalid_ms THEN 'invalid'
     WHEN read_ms > saturated_ms
@@ -36,6 +38,8 @@ SELECT
   CASE
     WHEN dropped_events > 0 THEN
       concat(dropped_events, ' events were dropped: rows are missing')
+    WHEN missing_segments > 0 THEN
+      concat(missing_segments, ' sealed files are gone: rows are missing')
     WHEN read_ms > saturated_ms
       AND (dispatch_ms IS NULL OR read_ms >= dispatch_ms) THEN
       concat(
@@ -55,9 +59,9 @@ SELECT
       'nothing to judge: no chunks and no schedule'
     ELSE concat(
       'read lag p99 ',
-      coalesce(concat(round(read_ms, 3), ' ms'), 'unknown'),
+      coalesce(CAST(round(read_ms, 3) AS VARCHAR) || ' ms', 'unknown'),
       ', dispatch lag p99 ',
-      coalesce(concat(round(dispatch_ms, 3), ' ms'), 'unknown')
+      coalesce(CAST(round(dispatch_ms, 3) AS VARCHAR) || ' ms', 'unknown')
     )
   END AS reason
 FROM fact;

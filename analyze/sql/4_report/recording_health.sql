@@ -15,14 +15,15 @@ names AS (
       (0, 'verdict'),
       (1, 'state'),
       (2, 'dropped_events'),
-      (3, 'unfinished_requests'),
-      (4, 'malformed_chunks'),
-      (5, 'truncated_events'),
-      (6, 'process_timestamps'),
-      (7, 'coalesced_chunks'),
-      (8, 'uncounted_requests'),
-      (9, 'retried_requests'),
-      (10, 'reused_connections')
+      (3, 'missing_segments'),
+      (4, 'unfinished_requests'),
+      (5, 'malformed_chunks'),
+      (6, 'truncated_events'),
+      (7, 'process_timestamps'),
+      (8, 'coalesced_chunks'),
+      (9, 'uncounted_requests'),
+      (10, 'retried_requests'),
+      (11, 'reused_connections')
   ) AS v
 ),
 connection AS (
@@ -72,6 +73,7 @@ fact AS (
     g.recording_id,
     g.state,
     g.dropped_events,
+    g.missing_segments,
     v.verdict,
     v.reason,
     coalesce(q.unfinished, 0) AS unfinished,
@@ -104,6 +106,8 @@ SELECT
     WHEN 'state' THEN CASE WHEN f.state = 'sealed' THEN 'ok' ELSE 'warning' END
     WHEN 'dropped_events' THEN
       CASE WHEN f.dropped_events > 0 THEN 'error' ELSE 'ok' END
+    WHEN 'missing_segments' THEN
+      CASE WHEN f.missing_segments > 0 THEN 'error' ELSE 'ok' END
     WHEN 'unfinished_requests' THEN
       CASE WHEN f.unfinished > 0 THEN 'warning' ELSE 'ok' END
     WHEN 'malformed_chunks' THEN
@@ -127,6 +131,7 @@ SELECT
   END AS severity,
   CASE n.finding
     WHEN 'dropped_events' THEN CAST(f.dropped_events AS DOUBLE)
+    WHEN 'missing_segments' THEN CAST(f.missing_segments AS DOUBLE)
     WHEN 'unfinished_requests' THEN CAST(f.unfinished AS DOUBLE)
     WHEN 'malformed_chunks' THEN CAST(f.malformed_chunks AS DOUBLE)
     WHEN 'truncated_events' THEN CAST(f.truncated_events AS DOUBLE)
@@ -148,6 +153,8 @@ SELECT
       END
     WHEN 'dropped_events' THEN
       concat(f.dropped_events, ' events dropped by the recorder')
+    WHEN 'missing_segments' THEN
+      concat(f.missing_segments, ' files of the manifest are not on disk')
     WHEN 'unfinished_requests' THEN
       concat(f.unfinished, ' requests without a response')
     WHEN 'malformed_chunks' THEN

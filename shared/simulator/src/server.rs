@@ -52,11 +52,10 @@ pub enum SimError {
     Config(#[from] ConfigError),
     #[error("cannot start the simulator's thread")]
     Thread(#[source] io::Error),
-    #[error("the simulator cannot listen on {listen}\nhint: port 0 takes any free port")]
+    #[error("the simulator cannot listen on {listen}: {cause}\nhint: port 0 takes any free port")]
     Listen {
         listen: SocketAddr,
-        #[source]
-        source: io::Error,
+        cause: io::Error,
     },
     #[error("the simulator's thread ended before it listened")]
     Ended,
@@ -90,7 +89,7 @@ impl Simulator {
                 running.addr = addr;
                 Ok(running)
             }
-            Ok(Err(source)) => Err(SimError::Listen { listen, source }),
+            Ok(Err(cause)) => Err(SimError::Listen { listen, cause }),
             Err(_) => Err(SimError::Ended),
         }
     }

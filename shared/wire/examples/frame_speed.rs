@@ -4,7 +4,7 @@
 use std::hint::black_box;
 
 use tapedeck_clock::monotonic_ns;
-use tapedeck_wire::openai::{self, Api};
+use tapedeck_wire::openai::{self, Api, Interpreter};
 use tapedeck_wire::response::{End, ResponseReader, ResponseSpec};
 use tapedeck_wire::sse::Framer;
 
@@ -81,11 +81,20 @@ fn main() {
     });
     report("framing, 16 KiB reads", || frame(stream, 16 << 10));
     report("framing, 100-byte reads", || frame(stream, 100));
-    report("interpreting", || {
+    report("interpreting each on its own", || {
         for payload in &payloads {
             black_box(openai::interpret(Api::OpenAiChat, None, payload.as_bytes()));
         }
         payloads.len()
     });
-    report("response (framing + interpreting), 16 KiB", || follow(stream, 16 << 10));
+    report("interpreting as a stream", || {
+        let mut interpreter = Interpreter::new(Api::OpenAiChat);
+        for payload in &payloads {
+            black_box(interpreter.interpret(None, payload.as_bytes()));
+        }
+        payloads.len()
+    });
+    report("response (framing + interpreting), 16 KiB", || {
+        follow(stream, 16 << 10)
+    });
 }

@@ -21,7 +21,10 @@ pub enum DecodeError {
     /// A content-encoding this crate does not know; nothing of the body is decoded.
     Unknown { encoding: String },
     /// The bytes are not what `content-encoding` says; those before were decoded.
-    Corrupt { encoding: &'static str, reason: &'static str },
+    Corrupt {
+        encoding: &'static str,
+        reason: &'static str,
+    },
     /// The body ended inside the compressed data; all that came was decoded.
     Incomplete { encoding: &'static str },
 }
@@ -127,7 +130,10 @@ struct Inflate {
 
 impl Inflate {
     fn new(zlib_header: bool) -> Self {
-        Self { engine: Decompress::new(zlib_header), buffer: vec![0; OUTPUT_BYTES] }
+        Self {
+            engine: Decompress::new(zlib_header),
+            buffer: vec![0; OUTPUT_BYTES],
+        }
     }
 
     /// Inflates until the input is used up or the stream ends; returns how many
@@ -169,12 +175,18 @@ struct Deflate {
 
 impl Deflate {
     fn new() -> Self {
-        Self { first: None, inflate: None, ended: false }
+        Self {
+            first: None,
+            inflate: None,
+            ended: false,
+        }
     }
 
     fn feed(&mut self, bytes: &[u8], out: &mut impl FnMut(&[u8])) -> Result<(), DecodeError> {
         if self.inflate.is_none() {
-            let Some((first, rest)) = self.head(bytes) else { return Ok(()) };
+            let Some((first, rest)) = self.head(bytes) else {
+                return Ok(());
+            };
             let inflate = Inflate::new(is_zlib_header(first, rest[0]));
             self.inflate = Some(inflate);
             self.inflate_bytes(&[first], out)?;
@@ -201,10 +213,14 @@ impl Deflate {
         bytes: &[u8],
         out: &mut impl FnMut(&[u8]),
     ) -> Result<(), DecodeError> {
-        let Some(inflate) = &mut self.inflate else { return Ok(()) };
+        let Some(inflate) = &mut self.inflate else {
+            return Ok(());
+        };
         let mut used = 0;
         if !self.ended {
-            let done = inflate.run(bytes, out).ok_or(corrupt("deflate", "bad data"))?;
+            let done = inflate
+                .run(bytes, out)
+                .ok_or(corrupt("deflate", "bad data"))?;
             (used, self.ended) = done;
         }
         if used < bytes.len() {
@@ -217,7 +233,9 @@ impl Deflate {
         if self.ended || self.first.is_none() {
             Ok(())
         } else {
-            Err(DecodeError::Incomplete { encoding: "deflate" })
+            Err(DecodeError::Incomplete {
+                encoding: "deflate",
+            })
         }
     }
 }

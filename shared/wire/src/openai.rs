@@ -11,9 +11,11 @@ use crate::words::ChunkKind;
 
 mod delta;
 mod document;
+mod envelope;
 mod values;
 
 use document::Facts;
+pub use envelope::Interpreter;
 
 word_enum! {
     /// Whose wire format an exchange speaks.
@@ -67,11 +69,17 @@ pub struct Meaning {
 impl Meaning {
     #[must_use]
     pub(crate) fn of(kind: ChunkKind) -> Self {
-        Self { kind, ..Self::default() }
+        Self {
+            kind,
+            ..Self::default()
+        }
     }
 
     fn error(message: String) -> Self {
-        Self { error: Some(message), ..Self::of(ChunkKind::Error) }
+        Self {
+            error: Some(message),
+            ..Self::of(ChunkKind::Error)
+        }
     }
 }
 
@@ -92,7 +100,10 @@ pub fn interpret_field(line: &[u8]) -> Meaning {
         let message = error_message(value).unwrap_or_else(|| text::snippet(line));
         return Meaning::error(message);
     }
-    Meaning { malformed: !has_field_name(line), ..Meaning::default() }
+    Meaning {
+        malformed: !has_field_name(line),
+        ..Meaning::default()
+    }
 }
 
 /// The message in an error body: `error.message`, `message`, `detail`, else the
@@ -101,11 +112,14 @@ pub fn interpret_field(line: &[u8]) -> Meaning {
 pub fn error_message(body: &[u8]) -> Option<String> {
     let body = body.trim_ascii();
     // Some servers keep to SSE in an error answer.
-    let event = body.strip_prefix(b"data:").and_then(|data| data.split(|b| *b == b'\n').next());
+    let event = body
+        .strip_prefix(b"data:")
+        .and_then(|data| data.split(|b| *b == b'\n').next());
     let payload = event.unwrap_or(body).trim_ascii();
     let found = lenient::read::<Facts>(payload).and_then(|facts| {
         let note = facts.error.and_then(|note| note.message);
-        note.or(facts.message).or(facts.detail.and_then(|note| note.message))
+        note.or(facts.message)
+            .or(facts.detail.and_then(|note| note.message))
     });
     found.or_else(|| (!payload.is_empty()).then(|| text::snippet(payload)))
 }
@@ -113,7 +127,10 @@ pub fn error_message(body: &[u8]) -> Option<String> {
 fn interpret_payload(event_name: Option<&str>, payload: &[u8]) -> Meaning {
     let payload = payload.trim_ascii();
     if payload == b"[DONE]" {
-        return Meaning { end_marker: true, ..Meaning::of(ChunkKind::Done) };
+        return Meaning {
+            end_marker: true,
+            ..Meaning::of(ChunkKind::Done)
+        };
     }
     let named_error = event_name == Some("error");
     if payload.is_empty() && !named_error {
@@ -122,7 +139,10 @@ fn interpret_payload(event_name: Option<&str>, payload: &[u8]) -> Meaning {
     match lenient::read::<Facts>(payload) {
         Some(facts) => facts.meaning(named_error, payload),
         None if named_error => Meaning::error(text::snippet(payload)),
-        None => Meaning { malformed: true, ..Meaning::default() },
+        None => Meaning {
+            malformed: true,
+            ..Meaning::default()
+        },
     }
 }
 
@@ -130,8 +150,12 @@ fn interpret_payload(event_name: Option<&str>, payload: &[u8]) -> Meaning {
 fn has_field_name(line: &[u8]) -> bool {
     const MAX_FIELD_NAME_BYTES: usize = 32;
     let head = &line[..line.len().min(MAX_FIELD_NAME_BYTES + 1)];
-    let Some(colon) = memchr::memchr(b':', head) else { return false };
-    head[..colon].iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
+    let Some(colon) = memchr::memchr(b':', head) else {
+        return false;
+    };
+    head[..colon]
+        .iter()
+        .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
 }
 
 #[cfg(test)]

@@ -15,8 +15,8 @@ use crate::words::{ChunkKind, Outcome};
 mod body;
 mod story;
 
-pub use body::MAX_BODY_BYTES;
 use body::BodyCopy;
+pub use body::MAX_BODY_BYTES;
 use story::Story;
 
 /// What is known of a response before its body.
@@ -119,7 +119,9 @@ struct Answer<T> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Shape {
     /// Only white space so far.
-    Undecided { sse_type: bool },
+    Undecided {
+        sse_type: bool,
+    },
     Stream,
     /// Said to be SSE, but begins like a document: a JSON error under the stream's
     /// content type. A stream after all as soon as an event turns up.
@@ -137,7 +139,9 @@ impl<T: Copy> ResponseReader<T> {
         let shape = if decoder.is_none() || !is_success(spec.status) {
             Shape::Whole
         } else {
-            Shape::Undecided { sse_type: is_event_stream(spec.content_type) }
+            Shape::Undecided {
+                sse_type: is_event_stream(spec.content_type),
+            }
         };
         Self {
             decoder,
@@ -167,11 +171,16 @@ impl<T: Copy> ResponseReader<T> {
         let decoded_before = self.answer.body.true_len();
         if decoded_before == 0 {
             let room = MAX_UNDECODED_BYTES.saturating_sub(self.undecoded.len());
-            self.undecoded.extend_from_slice(&raw[..raw.len().min(room)]);
+            self.undecoded
+                .extend_from_slice(&raw[..raw.len().min(room)]);
         }
         let result = decoder.feed(raw, &mut |piece: &[u8]| self.answer.feed(tag, piece, out));
         if let Err(error) = result {
-            let raw = if decoded_before == 0 { &self.undecoded } else { raw };
+            let raw = if decoded_before == 0 {
+                &self.undecoded
+            } else {
+                raw
+            };
             self.answer.body.push(raw);
             self.decoder = None;
             self.decode_error = Some(error);
@@ -214,11 +223,13 @@ impl<T: Copy> Answer<T> {
             Shape::Undecided { .. } | Shape::Whole => self.body.push(bytes),
             Shape::Stream => {
                 self.body.count(bytes);
-                self.framer.feed(tag, bytes, &mut |frame| self.story.hand_out(&frame, out));
+                self.framer
+                    .feed(tag, bytes, &mut |frame| self.story.hand_out(&frame, out));
             }
             Shape::Doubtful => {
                 self.body.push(bytes);
-                self.framer.feed(tag, bytes, &mut |frame| self.story.doubt(&frame, out));
+                self.framer
+                    .feed(tag, bytes, &mut |frame| self.story.doubt(&frame, out));
                 self.trust_events();
             }
         }
@@ -235,7 +246,9 @@ impl<T: Copy> Answer<T> {
     /// has no use for what stands before its first line.
     fn decide<'a>(&mut self, sse_type: bool, bytes: &'a [u8]) -> &'a [u8] {
         let blank = |b: &u8| b.is_ascii_whitespace() || matches!(b, 0xEF | 0xBB | 0xBF);
-        let Some(start) = bytes.iter().position(|b| !blank(b)) else { return bytes };
+        let Some(start) = bytes.iter().position(|b| !blank(b)) else {
+            return bytes;
+        };
         let document = matches!(bytes[start], b'{' | b'[' | b'<');
         self.shape = match (sse_type, document) {
             (true, true) => Shape::Doubtful,
@@ -259,13 +272,15 @@ impl<T: Copy> Answer<T> {
         out: &mut impl FnMut(Chunk<'_, T>),
     ) -> ResponseEnd {
         if self.shape == Shape::Doubtful {
-            self.framer.finish(&mut |frame| self.story.doubt(&frame, out));
+            self.framer
+                .finish(&mut |frame| self.story.doubt(&frame, out));
             self.trust_events();
         }
         let verdict = if !is_success(self.status) {
             self.http_error(decode_error)
         } else if self.shape == Shape::Stream {
-            self.framer.finish(&mut |frame| self.story.hand_out(&frame, out));
+            self.framer
+                .finish(&mut |frame| self.story.hand_out(&frame, out));
             self.stream_verdict(decode_error, end)
         } else {
             self.whole_verdict(decode_error, end)
@@ -330,9 +345,7 @@ impl<T: Copy> Answer<T> {
         }
         match decode_error {
             _ if parsed => (Outcome::Ok, None),
-            Some(error) if error.is_incomplete() => {
-                (Outcome::Truncated, Some(error.to_string()))
-            }
+            Some(error) if error.is_incomplete() => (Outcome::Truncated, Some(error.to_string())),
             Some(error) => (Outcome::Malformed, Some(error.to_string())),
             // Whole, but more of it than is kept: nothing speaks against it.
             None if self.body.truncated() => (Outcome::Ok, None),

@@ -118,7 +118,11 @@ impl<T: Copy> Framer<T> {
     #[must_use]
     pub fn new() -> Self {
         Self {
-            line: CarriedLine { bytes: Vec::new(), true_len: 0, tag: None },
+            line: CarriedLine {
+                bytes: Vec::new(),
+                true_len: 0,
+                tag: None,
+            },
             event: OpenEvent {
                 joined: Vec::new(),
                 has_data: false,
@@ -172,7 +176,9 @@ impl<T: Copy> Framer<T> {
     }
 
     fn take_carried_line(&mut self, out: &mut impl FnMut(Frame<'_, T>)) {
-        let Some(tag) = self.line.tag.take() else { return };
+        let Some(tag) = self.line.tag.take() else {
+            return;
+        };
         let mut bytes = mem::take(&mut self.line.bytes);
         let mut in_line = None;
         self.take_line(&bytes, self.line.true_len, tag, &mut in_line, out);
@@ -199,7 +205,9 @@ impl<T: Copy> Framer<T> {
         }
         let payload_len = |value: &[u8]| true_len - (text.len() - value.len()) as u64;
         match Line::parse(text) {
-            Line::Data(value) => self.event.push_data(value, payload_len(value), tag, in_read),
+            Line::Data(value) => self
+                .event
+                .push_data(value, payload_len(value), tag, in_read),
             Line::Blank => self.event.hand_out(in_read.take(), out),
             Line::Event(value) => {
                 self.event.name.set(value);
@@ -210,7 +218,12 @@ impl<T: Copy> Framer<T> {
                 self.event.touch(tag);
             }
             Line::Comment(value) => {
-                out(line_frame(FrameClass::Comment, value, payload_len(value), tag));
+                out(line_frame(
+                    FrameClass::Comment,
+                    value,
+                    payload_len(value),
+                    tag,
+                ));
             }
             Line::Other(value) => out(line_frame(FrameClass::Field, value, true_len, tag)),
         }

@@ -52,7 +52,8 @@ impl Received {
     }
 
     pub(super) fn wants_close(&self) -> bool {
-        self.header("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"))
+        self.header("connection")
+            .is_some_and(|value| value.eq_ignore_ascii_case("close"))
     }
 }
 
@@ -74,11 +75,15 @@ pub(super) fn parse(bytes: &[u8]) -> io::Result<Option<Parsed>> {
         }
         return Ok(None);
     };
-    let head = std::str::from_utf8(&bytes[..head_length]).map_err(|_| invalid("a head in bytes"))?;
+    let head =
+        std::str::from_utf8(&bytes[..head_length]).map_err(|_| invalid("a head in bytes"))?;
     let mut lines = head.trim_end().split("\r\n");
     let mut request_line = lines.next().unwrap_or_default().split(' ');
     let method = request_line.next().unwrap_or_default().to_owned();
-    let path = request_line.next().ok_or_else(|| invalid("no path"))?.to_owned();
+    let path = request_line
+        .next()
+        .ok_or_else(|| invalid("no path"))?
+        .to_owned();
     let headers: Headers = lines
         .filter_map(|line| line.split_once(':'))
         .map(|(name, value)| (name.to_owned(), value.trim().to_owned()))
@@ -147,9 +152,45 @@ fn find<'a>(headers: &'a Headers, name: &str) -> Option<&'a str> {
 }
 
 fn find_bytes(bytes: &[u8], wanted: &[u8]) -> Option<usize> {
-    bytes.windows(wanted.len()).position(|window| window == wanted)
+    bytes
+        .windows(wanted.len())
+        .position(|window| window == wanted)
 }
 
 fn invalid(what: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// For every prefix of a request: no body before its last byte is there.
+    #[test]
+    fn a_request_is_whole_at_its_last_byte_and_not_before() {
+        let counted =
+            b"POST /v1/x?a=b HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc".to_vec();
+        let chunked =
+            b"POST /v1/x?a=b HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n2;e=1\r\nbc\r\n0\r\n\r\n"
+                .to_vec();
+        for request in [counted, chunked] {
+            for length in 0..request.len() {
+                let parsed = parse(&request[..length]).unwrap();
+                assert!(parsed.is_none_or(|parsed| parsed.body.is_none()));
+            }
+            let mut pipelined = request.clone();
+            pipelined.extend_from_slice(b"GET / HTTP/1.1\r\n");
+            let parsed = parse(&pipelined).unwrap().unwrap();
+            assert_eq!(parsed.body, Some((b"abc".to_vec(), request.len())));
+            assert_eq!(parsed.path, "/v1/x?a=b");
+        }
+    }
+
+    #[test]
+    fn nonsense_is_an_error_and_not_a_wait() {
+        assert!(parse(b"GET\r\n\r\n").is_err());
+        assert!(parse(b"POST / HTTP/1.1\r\ncontent-length: x\r\n\r\n").is_err());
+        assert!(parse(b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n").is_err());
+        assert!(parse(&vec![b'x'; MAX_HEAD_BYTES + 1]).is_err());
+    }
 }

@@ -3,8 +3,7 @@
 use super::{Reply, Step};
 
 /// Head of a streamed answer in HTTP chunks.
-pub const SSE_HEAD: &str =
-    "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n";
+pub const SSE_HEAD: &str = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n";
 
 /// The generating endpoint whose JSON is imitated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,7 +90,10 @@ impl Stream {
             Api::Chat => chat_delta("{}", Some("stop")),
             Api::Completions => completion_text("", Some("stop")),
         };
-        format!("data: {finish}\n\ndata: {}\n\ndata: [DONE]\n\n", usage_chunk(self.tokens))
+        format!(
+            "data: {finish}\n\ndata: {}\n\ndata: [DONE]\n\n",
+            usage_chunk(self.tokens)
+        )
     }
 }
 
@@ -175,5 +177,8 @@ pub fn json(status: u16, body: &str) -> Reply {
 
 /// `/v1/models` as a readiness probe wants it.
 pub fn models() -> Reply {
-    json(200, r#"{"object":"list","data":[{"id":"mock","object":"model"}]}"#)
+    json(
+        200,
+        r#"{"object":"list","data":[{"id":"mock","object":"model"}]}"#,
+    )
 }

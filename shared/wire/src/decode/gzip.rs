@@ -22,14 +22,32 @@ pub(super) struct Gzip {
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Part {
     /// The ten fixed bytes; how many of them have passed.
-    Fixed { seen: u8, flags: u8 },
-    ExtraLen { flags: u8, low: Option<u8> },
-    Extra { flags: u8, left: u16 },
-    Name { flags: u8 },
-    Comment { flags: u8 },
-    HeaderCrc { left: u8 },
+    Fixed {
+        seen: u8,
+        flags: u8,
+    },
+    ExtraLen {
+        flags: u8,
+        low: Option<u8>,
+    },
+    Extra {
+        flags: u8,
+        left: u16,
+    },
+    Name {
+        flags: u8,
+    },
+    Comment {
+        flags: u8,
+    },
+    HeaderCrc {
+        left: u8,
+    },
     Data,
-    Trailer { seen: u8, bytes: [u8; TRAILER_BYTES] },
+    Trailer {
+        seen: u8,
+        bytes: [u8; TRAILER_BYTES],
+    },
     /// Zero bytes that tape formats put behind the last member.
     Padding,
 }
@@ -50,7 +68,11 @@ impl Gzip {
         }
     }
 
-    pub(super) fn feed(&mut self, mut bytes: &[u8], out: &mut impl FnMut(&[u8])) -> Result<(), DecodeError> {
+    pub(super) fn feed(
+        &mut self,
+        mut bytes: &[u8],
+        out: &mut impl FnMut(&[u8]),
+    ) -> Result<(), DecodeError> {
         while let Some((byte, rest)) = bytes.split_first() {
             self.any = true;
             if self.part != Part::Data {
@@ -67,7 +89,10 @@ impl Gzip {
                 })
                 .ok_or(corrupt("gzip", "bad data"))?;
             if ended {
-                self.part = Part::Trailer { seen: 0, bytes: [0; TRAILER_BYTES] };
+                self.part = Part::Trailer {
+                    seen: 0,
+                    bytes: [0; TRAILER_BYTES],
+                };
             } else if used < bytes.len() {
                 return Err(corrupt("gzip", "bad data"));
             }
@@ -80,27 +105,29 @@ impl Gzip {
     fn step(&mut self, byte: u8) -> Result<Part, DecodeError> {
         Ok(match self.part {
             Part::Fixed { seen, flags } => return self.fixed(byte, seen, flags),
-            Part::ExtraLen { flags, low: None } => {
-                Part::ExtraLen { flags, low: Some(byte) }
-            }
-            Part::ExtraLen { flags, low: Some(low) } => {
-                match u16::from_le_bytes([low, byte]) {
-                    0 => after_header_field(flags & !FLAG_EXTRA),
-                    left => Part::Extra { flags, left },
-                }
-            }
+            Part::ExtraLen { flags, low: None } => Part::ExtraLen {
+                flags,
+                low: Some(byte),
+            },
+            Part::ExtraLen {
+                flags,
+                low: Some(low),
+            } => match u16::from_le_bytes([low, byte]) {
+                0 => after_header_field(flags & !FLAG_EXTRA),
+                left => Part::Extra { flags, left },
+            },
             Part::Extra { flags, left: 1 } => after_header_field(flags & !FLAG_EXTRA),
-            Part::Extra { flags, left } => Part::Extra { flags, left: left - 1 },
+            Part::Extra { flags, left } => Part::Extra {
+                flags,
+                left: left - 1,
+            },
             Part::Name { flags } if byte == 0 => after_header_field(flags & !FLAG_NAME),
             Part::Comment { flags } if byte == 0 => after_header_field(flags & !FLAG_COMMENT),
             Part::HeaderCrc { left: 2 } => Part::HeaderCrc { left: 1 },
             Part::HeaderCrc { .. } => Part::Data,
             Part::Trailer { seen, bytes } => return self.trailer(byte, seen, bytes),
             Part::Padding if byte != 0 => return Err(corrupt("gzip", "bytes after its end")),
-            same @ (Part::Name { .. }
-            | Part::Comment { .. }
-            | Part::Data
-            | Part::Padding) => same,
+            same @ (Part::Name { .. } | Part::Comment { .. } | Part::Data | Part::Padding) => same,
         })
     }
 
@@ -114,7 +141,10 @@ impl Gzip {
             (9, _) => return Ok(after_header_field(flags)),
             _ => {}
         }
-        Ok(Part::Fixed { seen: seen + 1, flags })
+        Ok(Part::Fixed {
+            seen: seen + 1,
+            flags,
+        })
     }
 
     fn trailer(
@@ -125,7 +155,10 @@ impl Gzip {
     ) -> Result<Part, DecodeError> {
         bytes[usize::from(seen)] = byte;
         if usize::from(seen) + 1 < TRAILER_BYTES {
-            return Ok(Part::Trailer { seen: seen + 1, bytes });
+            return Ok(Part::Trailer {
+                seen: seen + 1,
+                bytes,
+            });
         }
         let [a, b, c, d, ..] = bytes;
         if u32::from_le_bytes([a, b, c, d]) != self.crc.sum() {

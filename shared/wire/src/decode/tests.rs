@@ -9,20 +9,20 @@ use super::*;
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
-    encoder.write_all(bytes).unwrap();
-    encoder.finish().unwrap()
+    encoder.write_all(bytes).expect("memory takes all");
+    encoder.finish().expect("memory takes all")
 }
 
 fn zlib(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = ZlibEncoder::new(Vec::new(), Compression::fast());
-    encoder.write_all(bytes).unwrap();
-    encoder.finish().unwrap()
+    encoder.write_all(bytes).expect("memory takes all");
+    encoder.finish().expect("memory takes all")
 }
 
 fn raw_deflate(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = DeflateEncoder::new(Vec::new(), Compression::fast());
-    encoder.write_all(bytes).unwrap();
-    encoder.finish().unwrap()
+    encoder.write_all(bytes).expect("memory takes all");
+    encoder.finish().expect("memory takes all")
 }
 
 /// Decodes in reads of `read_bytes`; every piece handed out stays within the buffer.
@@ -89,24 +89,32 @@ fn each_flushed_event_comes_out_with_its_own_read() {
     let mut gz = write::GzEncoder::new(Vec::new(), Compression::default());
     let mut zl = write::ZlibEncoder::new(Vec::new(), Compression::default());
     let encoders: [(&str, Encoder); 2] = [
-        ("gzip", Box::new(move |event| {
-            gz.write_all(event).unwrap();
-            gz.flush().unwrap();
-            std::mem::take(gz.get_mut())
-        })),
-        ("deflate", Box::new(move |event| {
-            zl.write_all(event).unwrap();
-            zl.flush().unwrap();
-            std::mem::take(zl.get_mut())
-        })),
+        (
+            "gzip",
+            Box::new(move |event| {
+                gz.write_all(event).expect("memory takes all");
+                gz.flush().expect("memory takes all");
+                std::mem::take(gz.get_mut())
+            }),
+        ),
+        (
+            "deflate",
+            Box::new(move |event| {
+                zl.write_all(event).expect("memory takes all");
+                zl.flush().expect("memory takes all");
+                std::mem::take(zl.get_mut())
+            }),
+        ),
     ];
     for (encoding, mut encode) in encoders {
-        let mut decoder = Decoder::new(Some(encoding)).unwrap();
+        let mut decoder = Decoder::new(Some(encoding)).expect("a known encoding");
         for number in 0..200 {
             let event = format!("data: {{\"token\":{number}}}\n\n");
             let mut decoded = Vec::new();
             let read = encode(event.as_bytes());
-            decoder.feed(&read, &mut |piece| decoded.extend_from_slice(piece)).unwrap();
+            decoder
+                .feed(&read, &mut |piece| decoded.extend_from_slice(piece))
+                .expect("memory takes all");
             assert_eq!(decoded, event.as_bytes(), "{encoding} event {number}");
         }
         assert!(decoder.finish().unwrap_err().is_incomplete());
@@ -120,8 +128,8 @@ fn every_optional_header_field_is_skipped() {
         .filename("name")
         .comment("comment")
         .write(Vec::new(), Compression::fast());
-    encoder.write_all(b"body").unwrap();
-    let mut body = encoder.finish().unwrap();
+    encoder.write_all(b"body").expect("memory takes all");
+    let mut body = encoder.finish().expect("memory takes all");
     for read_bytes in [1, 2, 5, 1_000] {
         assert_eq!(decode("gzip", &body, read_bytes), Ok(b"body".to_vec()));
     }
@@ -135,7 +143,7 @@ fn every_optional_header_field_is_skipped() {
 #[test]
 fn a_bomb_comes_out_in_bounded_pieces() {
     let bomb = gzip(&vec![0; 64 << 20]);
-    let mut decoder = Decoder::new(Some("gzip")).unwrap();
+    let mut decoder = Decoder::new(Some("gzip")).expect("a known encoding");
     let (mut total, mut largest) = (0, 0);
     let result = decoder.feed(&bomb, &mut |piece: &[u8]| {
         total += piece.len();
@@ -165,5 +173,9 @@ fn a_cut_body_is_incomplete_and_an_empty_one_is_not() {
     }
     assert_eq!(decode("gzip", b"", 4), Ok(Vec::new()));
     assert_eq!(decode("deflate", b"", 4), Ok(Vec::new()));
-    assert!(decode("deflate", &zlib(b"some text")[..5], 4).unwrap_err().is_incomplete());
+    assert!(
+        decode("deflate", &zlib(b"some text")[..5], 4)
+            .unwrap_err()
+            .is_incomplete()
+    );
 }

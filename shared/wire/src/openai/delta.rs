@@ -48,11 +48,19 @@ impl<'k> Substance<'k> {
     const LEVELS: u8 = 8;
 
     pub(super) fn of(kind: ChunkKind, found: &'k mut ChunkKind) -> Any<Self> {
-        Any(Self { kind, found, levels_left: Self::LEVELS })
+        Any(Self {
+            kind,
+            found,
+            levels_left: Self::LEVELS,
+        })
     }
 
     fn below(&mut self, kind: ChunkKind) -> Any<Substance<'_>> {
-        Any(Substance { kind, found: self.found, levels_left: self.levels_left - 1 })
+        Any(Substance {
+            kind,
+            found: self.found,
+            levels_left: self.levels_left - 1,
+        })
     }
 }
 

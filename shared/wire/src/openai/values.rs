@@ -112,7 +112,9 @@ impl<'de> Reader<'de> for ErrorNotes {
     type Out = Option<ErrorNote>;
 
     fn text(self, text: &str) -> Self::Out {
-        (!text.is_empty()).then(|| ErrorNote { message: Some(text::message(text)) })
+        (!text.is_empty()).then(|| ErrorNote {
+            message: Some(text::message(text)),
+        })
     }
 
     fn flag(self, flag: bool) -> Self::Out {
@@ -138,6 +140,8 @@ impl<'de> Reader<'de> for ErrorNotes {
                 ErrorKey::Unknown => drop(object.next_value::<IgnoredAny>()?),
             }
         }
-        Ok(Some(ErrorNote { message: message.or(substitute) }))
+        Ok(Some(ErrorNote {
+            message: message.or(substitute),
+        }))
     }
 }

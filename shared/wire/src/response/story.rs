@@ -1,6 +1,6 @@
 //! What the payloads of one response add up to.
 
-use crate::openai::{self, Api, Meaning, Usage};
+use crate::openai::{self, Api, Interpreter, Meaning, Usage};
 use crate::sse::{Frame, FrameClass};
 use crate::words::{ChunkKind, Outcome};
 
@@ -9,6 +9,7 @@ use super::{Chunk, End};
 #[derive(Debug)]
 pub(super) struct Story {
     api: Api,
+    interpreter: Interpreter,
     pub(super) chunk_count: i32,
     pub(super) malformed_chunks: i32,
     pub(super) finish_reason: Option<String>,
@@ -51,6 +52,7 @@ impl Story {
     pub(super) fn new(api: Api) -> Self {
         Self {
             api,
+            interpreter: Interpreter::new(api),
             chunk_count: 0,
             malformed_chunks: 0,
             finish_reason: None,
@@ -84,7 +86,7 @@ impl Story {
 
     fn chunk<'a, T: Copy>(&mut self, frame: &Frame<'a, T>) -> Chunk<'a, T> {
         let meaning = match frame.class {
-            FrameClass::Event => openai::interpret(self.api, frame.event, frame.payload),
+            FrameClass::Event => self.interpreter.interpret(frame.event, frame.payload),
             FrameClass::Field => openai::interpret_field(frame.payload),
             FrameClass::Comment => Meaning::of(ChunkKind::Comment),
         };
@@ -118,7 +120,8 @@ impl Story {
     }
 
     fn add(&mut self, meaning: Meaning) {
-        self.choices.note(meaning.choice_index, meaning.finish_reason.is_some());
+        self.choices
+            .note(meaning.choice_index, meaning.finish_reason.is_some());
         self.finished |= meaning.finish_reason.is_some();
         self.done |= meaning.kind == ChunkKind::Done;
         if meaning.finish_reason.is_some() {

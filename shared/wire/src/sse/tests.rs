@@ -39,7 +39,10 @@ fn frames(reads: &[&[u8]]) -> Vec<Owned> {
 fn plain(reads: &[&str]) -> Vec<(FrameClass, String, usize)> {
     let reads: Vec<&[u8]> = reads.iter().map(|read| read.as_bytes()).collect();
     let text = |bytes| String::from_utf8(bytes).expect("tests use UTF-8");
-    frames(&reads).into_iter().map(|f| (f.class, text(f.payload), f.tag)).collect()
+    frames(&reads)
+        .into_iter()
+        .map(|f| (f.class, text(f.payload), f.tag))
+        .collect()
 }
 
 fn event(payload: &str, tag: usize) -> (FrameClass, String, usize) {
@@ -54,7 +57,11 @@ fn reference_lines(stream: &[u8]) -> Vec<(usize, usize)> {
     while at < stream.len() {
         if matches!(stream[at], b'\n' | b'\r') {
             lines.push((start, at));
-            at += if stream[at..].starts_with(b"\r\n") { 2 } else { 1 };
+            at += if stream[at..].starts_with(b"\r\n") {
+                2
+            } else {
+                1
+            };
             start = at;
         } else {
             at += 1;
@@ -84,11 +91,17 @@ fn reference_frames(stream: &[u8]) -> Vec<Owned> {
             None => (line, &line[line.len()..]),
         };
         let spaced = value.strip_prefix(b" ").unwrap_or(value);
-        let word = || Some(spaced.utf8_chunks().fold(String::new(), |mut text, piece| {
-            text.push_str(piece.valid());
-            text.push_str(if piece.invalid().is_empty() { "" } else { "\u{FFFD}" });
-            text
-        }));
+        let word = || {
+            Some(spaced.utf8_chunks().fold(String::new(), |mut text, piece| {
+                text.push_str(piece.valid());
+                text.push_str(if piece.invalid().is_empty() {
+                    ""
+                } else {
+                    "\u{FFFD}"
+                });
+                text
+            }))
+        };
         let last = end.saturating_sub(1);
         let line_frame = |class, payload: &[u8]| Owned {
             class,
@@ -103,7 +116,13 @@ fn reference_frames(stream: &[u8]) -> Vec<Owned> {
                 let tag = data.as_ref().map(|(_, at)| *at).or(names.take());
                 let payload = data.take().map(|(payload, _)| payload).unwrap_or_default();
                 if let Some(tag) = tag {
-                    found.push(Owned { class: FrameClass::Event, payload, event, id, tag });
+                    found.push(Owned {
+                        class: FrameClass::Event,
+                        payload,
+                        event,
+                        id,
+                        tag,
+                    });
                 }
                 names = None;
             }
@@ -125,9 +144,29 @@ fn reference_frames(stream: &[u8]) -> Vec<Owned> {
 
 fn stream_piece() -> impl Strategy<Value = Vec<u8>> {
     let words: Vec<&[u8]> = vec![
-        b"data:", b"data: ", b"data", b"event: ", b"event", b"id:", b"id: 7", b"retry: 5", b":",
-        b": ping", b"error: {}", b"\n", b"\n", b"\n\n", b"\r", b"\r\n", b"\r\n\r\n", b" ",
-        b"\xEF\xBB\xBF", "é😀".as_bytes(), b"{\"a\":1}", b"[DONE]", b"x",
+        b"data:",
+        b"data: ",
+        b"data",
+        b"event: ",
+        b"event",
+        b"id:",
+        b"id: 7",
+        b"retry: 5",
+        b":",
+        b": ping",
+        b"error: {}",
+        b"\n",
+        b"\n",
+        b"\n\n",
+        b"\r",
+        b"\r\n",
+        b"\r\n\r\n",
+        b" ",
+        b"\xEF\xBB\xBF",
+        "é😀".as_bytes(),
+        b"{\"a\":1}",
+        b"[DONE]",
+        b"x",
     ];
     prop_oneof![
         8 => proptest::sample::select(words).prop_map(<[u8]>::to_vec),
@@ -194,22 +233,30 @@ fn a_cr_at_the_end_of_a_read_ends_the_line_at_once() {
     framer.feed(0, b"data: a\r\r", &mut |_| count += 1);
     assert_eq!(count, 1);
     // Its LF half is not another blank line, nor part of the next event.
-    assert_eq!(plain(&["data: a\r", "\n", "\r", "\ndata: b\r\n\r\n"]), [event("a", 0), event("b", 3)]);
-    assert_eq!(plain(&["data: a\r", "", "\ndata: b\n\n"]), [event("a\nb", 2)]);
+    assert_eq!(
+        plain(&["data: a\r", "\n", "\r", "\ndata: b\r\n\r\n"]),
+        [event("a", 0), event("b", 3)]
+    );
+    assert_eq!(
+        plain(&["data: a\r", "", "\ndata: b\n\n"]),
+        [event("a\nb", 2)]
+    );
 }
 
 #[test]
 fn the_space_after_the_colon_is_optional_and_only_one_goes() {
-    assert_eq!(plain(&["data:a\n\ndata: a\n\ndata:  a\n\n"]), [
-        event("a", 0),
-        event("a", 0),
-        event(" a", 0)
-    ]);
+    assert_eq!(
+        plain(&["data:a\n\ndata: a\n\ndata:  a\n\n"]),
+        [event("a", 0), event("a", 0), event(" a", 0)]
+    );
 }
 
 #[test]
 fn data_lines_join_with_lf() {
-    assert_eq!(plain(&["data: {\ndata:\ndata: }\n\n"]), [event("{\n\n}", 0)]);
+    assert_eq!(
+        plain(&["data: {\ndata:\ndata: }\n\n"]),
+        [event("{\n\n}", 0)]
+    );
     assert_eq!(plain(&["data: {\n", "data: }\n", "\n"]), [event("{\n}", 1)]);
 }
 
@@ -230,33 +277,52 @@ fn a_byte_order_mark_is_skipped_at_the_start_only() {
 
 #[test]
 fn comments_and_unknown_fields_are_frames() {
-    assert_eq!(plain(&[": ping\nretry: 5\nerror: {}\ndata: a\n\n"]), [
-        (FrameClass::Comment, " ping".to_owned(), 0),
-        (FrameClass::Field, "retry: 5".to_owned(), 0),
-        (FrameClass::Field, "error: {}".to_owned(), 0),
-        event("a", 0),
-    ]);
+    assert_eq!(
+        plain(&[": ping\nretry: 5\nerror: {}\ndata: a\n\n"]),
+        [
+            (FrameClass::Comment, " ping".to_owned(), 0),
+            (FrameClass::Field, "retry: 5".to_owned(), 0),
+            (FrameClass::Field, "error: {}".to_owned(), 0),
+            event("a", 0),
+        ]
+    );
 }
 
 #[test]
 fn an_event_without_data_is_kept() {
     let found = frames(&[b"event: ping\n\n", b"id: 4\n\n\n"]);
-    let names: Vec<_> = found.iter().map(|f| (f.event.as_deref(), f.id.as_deref())).collect();
+    let names: Vec<_> = found
+        .iter()
+        .map(|f| (f.event.as_deref(), f.id.as_deref()))
+        .collect();
     assert_eq!(names, [(Some("ping"), None), (None, Some("4"))]);
-    assert!(found.iter().all(|f| f.payload.is_empty() && f.class == FrameClass::Event));
+    assert!(
+        found
+            .iter()
+            .all(|f| f.payload.is_empty() && f.class == FrameClass::Event)
+    );
 }
 
 #[test]
 fn names_belong_to_their_own_event() {
     let found = frames(&[b"event: a\nid: 1\ndata: x\n\ndata: y\n\n"]);
-    assert_eq!((found[0].event.as_deref(), found[0].id.as_deref()), (Some("a"), Some("1")));
-    assert_eq!((found[1].event.as_deref(), found[1].id.as_deref()), (None, None));
+    assert_eq!(
+        (found[0].event.as_deref(), found[0].id.as_deref()),
+        (Some("a"), Some("1"))
+    );
+    assert_eq!(
+        (found[1].event.as_deref(), found[1].id.as_deref()),
+        (None, None)
+    );
 }
 
 #[test]
 fn what_the_end_cuts_off_is_handed_out() {
     assert_eq!(plain(&["data: a\n"]), [event("a", 0)]);
-    assert_eq!(plain(&["data: a\nda"]), [(FrameClass::Field, "da".to_owned(), 0), event("a", 0)]);
+    assert_eq!(
+        plain(&["data: a\nda"]),
+        [(FrameClass::Field, "da".to_owned(), 0), event("a", 0)]
+    );
     assert_eq!(plain(&["data: {\"c", "ho"]), [event("{\"cho", 1)]);
 }
 
@@ -290,13 +356,22 @@ fn a_huge_line_is_kept_up_to_the_cap_and_counted_on() {
 #[test]
 fn a_payload_of_exactly_the_cap_is_whole() {
     for (extra, truncated) in [(0, false), (1, true)] {
-        let line = [b"data: ".to_vec(), vec![b'x'; MAX_PAYLOAD_BYTES + extra], b"\n\n".to_vec()];
+        let line = [
+            b"data: ".to_vec(),
+            vec![b'x'; MAX_PAYLOAD_BYTES + extra],
+            b"\n\n".to_vec(),
+        ];
         let stream = line.concat();
-        for reads in [vec![&stream[..]], stream.chunks(1 << 20).collect::<Vec<_>>()] {
+        for reads in [
+            vec![&stream[..]],
+            stream.chunks(1 << 20).collect::<Vec<_>>(),
+        ] {
             let mut framer = Framer::new();
             let mut found = Vec::new();
             for read in reads {
-                framer.feed((), read, &mut |f| found.push((f.payload.len(), f.truncated)));
+                framer.feed((), read, &mut |f| {
+                    found.push((f.payload.len(), f.truncated));
+                });
             }
             assert_eq!(found, [(MAX_PAYLOAD_BYTES, truncated)]);
         }

@@ -1,45 +1,47 @@
 //! Where recordings go, and what is printed when they are done.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use anyhow::{Result, bail};
 use serde_json::json;
-use tapedeck_live::Failure;
+use tapedeck_live::{Failure, PreparedRequest};
+use tapedeck_recording::body_hash;
 
-use crate::Ending;
-use crate::cli::{LoadArgs, OutputArgs};
-use crate::config::Level;
+use crate::args::OutputArgs;
+use crate::ending::Ending;
 use crate::manifest::utc_now;
 
 /// One finished recording.
 #[derive(Debug)]
-pub(crate) struct Outcome {
-    pub(crate) path: PathBuf,
-    pub(crate) requests: u64,
-    pub(crate) failed: u64,
-    pub(crate) failures: Vec<Failure>,
+pub struct Outcome {
+    pub path: PathBuf,
+    pub requests: u64,
+    pub failed: u64,
+    pub failures: Vec<Failure>,
 }
 
-/// The folder of each level's recording. Refuses one that holds anything before
-/// a single request is sent.
+/// The folder that `--out` names or its default. Refuses one that holds anything,
+/// before a single request is sent.
 ///
 /// # Errors
-/// When a folder is not empty.
-pub(crate) fn folders(output: &OutputArgs, levels: &[Level]) -> Result<Vec<PathBuf>> {
-    let root = output.out.clone().unwrap_or_else(|| default_out(&output.name));
+/// When the folder is not empty.
+pub fn root(output: &OutputArgs, command: &str) -> Result<PathBuf> {
+    let root = output.out.clone().unwrap_or_else(|| default_out(&output.name_or(command)));
     if root.exists() && (!root.is_dir() || root.read_dir()?.next().is_some()) {
         bail!(
             "--out {} is not an empty folder\nhint: choose another, recordings are never overwritten",
             root.display()
         );
     }
-    if levels.len() == 1 {
-        return Ok(vec![root]);
-    }
-    let numbered = levels.iter().enumerate();
-    Ok(numbered
-        .map(|(index, level)| root.join(format!("{index:03}-{}", level.folder())))
-        .collect())
+    Ok(root)
+}
+
+/// BLAKE3 over the hashes of the bodies in their order, 32 hex digits.
+#[must_use]
+pub fn content_hash(requests: &[Arc<PreparedRequest>]) -> String {
+    let hashes = requests.iter().filter_map(|r| r.body_hash.as_deref());
+    body_hash(hashes.collect::<String>().as_bytes())
 }
 
 fn default_out(name: &str) -> PathBuf {
@@ -49,7 +51,7 @@ fn default_out(name: &str) -> PathBuf {
 }
 
 /// One failure on one line: what the server or the network said.
-pub(crate) fn failure_text(failure: &Failure) -> String {
+pub fn failure_text(failure: &Failure) -> String {
     let status = failure.status.map(|s| format!("HTTP {s}"));
     let error = failure.error.clone();
     let parts = [Some(failure.outcome.as_str().to_owned()), status, error];
@@ -60,15 +62,15 @@ pub(crate) fn failure_text(failure: &Failure) -> String {
 ///
 /// # Errors
 /// When the recordings cannot be analyzed.
-pub(crate) fn finish(args: &LoadArgs, done: &[Outcome]) -> Result<Ending> {
+pub fn finish(output: &OutputArgs, done: &[Outcome]) -> Result<Ending> {
     let paths: Vec<PathBuf> = done.iter().map(|o| o.path.clone()).collect();
     for path in &paths {
         eprintln!("recorded {}", path.display());
     }
-    if args.output.json {
+    if output.json {
         print_json(done);
-    } else if !args.output.no_report && !done.is_empty() {
-        crate::report::print(&paths, &args.output)?;
+    } else if !output.no_report && !done.is_empty() {
+        crate::report::print(&paths, &output.slos)?;
     }
     Ok(verdict(done))
 }

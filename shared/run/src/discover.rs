@@ -5,7 +5,7 @@ use serde_json::Value;
 use tapedeck_live::Timeouts;
 use url::Url;
 
-use crate::cli::TargetArgs;
+use crate::args::TargetArgs;
 
 /// The first model that `<origin>/v1/models` lists.
 ///

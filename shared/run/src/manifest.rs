@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, SecondsFormat, Utc};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tapedeck_clock::{Anchor, RunClock, realtime_ns};
+use tapedeck_live::Timeouts;
 use tapedeck_recording::Manifest;
 use tapedeck_recording::manifest::{ClockAnchor, Host, State, Workload};
 use tapedeck_recording::new_recording_id;
@@ -24,14 +25,14 @@ pub struct Described {
 
 /// The manifest of a recording whose t = 0 is that of `clock`.
 #[must_use]
-pub fn describe(clock: RunClock, described: Described) -> Manifest {
+pub fn describe(clock: RunClock, described: &Described) -> Manifest {
     let anchor = Anchor::read();
     let start_ns = anchor.realtime_ns - (anchor.monotonic_ns - clock.origin_ns());
     Manifest {
         format_version: FORMAT_VERSION,
         recording_id: new_recording_id(),
-        name: described.name,
-        labels: described.labels,
+        name: described.name.clone(),
+        labels: described.labels.clone(),
         tool: concat!("tapedeck ", env!("CARGO_PKG_VERSION")).to_owned(),
         state: State::Open,
         wall_clock_start: DateTime::from_timestamp_nanos(start_ns)
@@ -44,9 +45,9 @@ pub fn describe(clock: RunClock, described: Described) -> Manifest {
         }],
         timestamp_source: None,
         command: mask_command(std::env::args()),
-        target: Some(described.target),
-        settings: described.settings,
-        workload: Some(described.workload),
+        target: Some(described.target.clone()),
+        settings: described.settings.clone(),
+        workload: Some(described.workload.clone()),
         host: Host::read(),
         segments: Vec::new(),
         dropped_events: 0,
@@ -59,4 +60,15 @@ pub fn utc_now() -> String {
     let now: DateTime<Utc> = DateTime::from_timestamp_nanos(realtime_ns());
     let text = now.to_rfc3339_opts(SecondsFormat::Secs, true);
     text.replace(['-', ':'], "")
+}
+
+/// Timeouts as they stand in the settings of a manifest.
+#[must_use]
+pub fn timeouts_json(timeouts: &Timeouts) -> Value {
+    json!({
+        "connect_s": timeouts.connect.as_secs_f64(),
+        "first_byte_s": timeouts.first_byte.as_secs_f64(),
+        "read_s": timeouts.read.as_secs_f64(),
+        "total_s": timeouts.total.map(|d| d.as_secs_f64()),
+    })
 }

@@ -11,7 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 ///
 /// # Errors
 /// When the thread or the handlers cannot be set up.
-pub(crate) fn watch(stop: Arc<Stop>) -> Result<()> {
+pub fn watch(stop: Arc<Stop>) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .build()

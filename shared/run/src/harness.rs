@@ -1,0 +1,191 @@
+//! The run around the pacer: recording, telemetry, probe, progress, seal.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+use tapedeck_clock::RunClock;
+use tapedeck_live::{
+    Arrival, Gauges, PreparedRequest, RunSpec, Stop, Telemetry, Timeouts, run as run_arrivals,
+};
+use tapedeck_recording::{EventBatch, MarkRow, Phase, SegmentLimits, Sink, Writer};
+
+use crate::manifest::{Described, describe};
+use crate::output::{Outcome, failure_text};
+use crate::progress::Progress;
+use crate::server::Server;
+
+/// Between setting up and the first arrival, so that the first is not late.
+const LEAD_NS: i64 = 20_000_000;
+
+/// What all recordings of one program run share.
+#[derive(Debug)]
+pub struct Harness<'a> {
+    pub server: &'a Server,
+    pub timeouts: Timeouts,
+    pub workers: usize,
+    pub stop: Arc<Stop>,
+    /// No progress bar.
+    pub quiet: bool,
+}
+
+/// One recording to be made.
+#[derive(Debug)]
+pub struct Plan {
+    pub described: Described,
+    /// Sent once before the rest, as phase `probe`.
+    pub probe: Option<Arc<PreparedRequest>>,
+    /// Requests in flight at most.
+    pub parallel: Option<usize>,
+    /// Nothing is sent later than this after the start.
+    pub duration: Option<Duration>,
+    /// Arrivals, where their number is known, for the progress bar.
+    pub number: Option<u64>,
+}
+
+/// The probe did not get an answer that a load could be measured against.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}\nhint: --no-probe sends the load all the same")]
+struct ProbeFailed(String);
+
+impl Harness<'_> {
+    /// Records `arrivals` into `dir`. Their offsets count from the start of the
+    /// load, which is a little after the start of the recording.
+    ///
+    /// # Errors
+    /// When the recording cannot be written, the probe fails, or threads do.
+    pub fn record(
+        &self,
+        dir: &Path,
+        plan: Plan,
+        arrivals: impl Iterator<Item = Arrival>,
+    ) -> Result<Outcome> {
+        let clock = RunClock::start();
+        let run = Run {
+            harness: self,
+            clock,
+            gauges: Arc::new(Gauges::default()),
+        };
+        let manifest = describe(clock, &plan.described);
+        let writer = Writer::create(dir, manifest, SegmentLimits::default())?;
+        let result = run.drive(&plan, &writer.sink(), arrivals);
+        let sealed = writer.finish();
+        // The disk's error explains the run's, not the other way round.
+        sealed.with_context(|| format!("the recording {} is not complete", dir.display()))?;
+        if let Err(error) = result {
+            if error.is::<ProbeFailed>() {
+                // Nothing but the probe is in it, and the message says how that
+                // ended; the next try may use the same --out.
+                std::fs::remove_dir_all(dir).ok();
+            }
+            return Err(error);
+        }
+        Ok(Outcome {
+            path: dir.to_owned(),
+            requests: run.gauges.ended_requests(),
+            failed: run.gauges.failed_requests(),
+            failures: run.gauges.first_failures(),
+        })
+    }
+}
+
+struct Run<'a> {
+    harness: &'a Harness<'a>,
+    clock: RunClock,
+    gauges: Arc<Gauges>,
+}
+
+impl Run<'_> {
+    fn drive(
+        &self,
+        plan: &Plan,
+        sink: &Sink,
+        arrivals: impl Iterator<Item = Arrival>,
+    ) -> Result<()> {
+        let telemetry = Telemetry::start(self.clock, Arc::clone(&self.gauges), sink.clone())
+            .context("cannot start the telemetry thread")?;
+        let mut first_request_id = 0;
+        if let Some(request) = &plan.probe {
+            self.probe(request, sink)?;
+            first_request_id = 1;
+        }
+        self.mark(sink, "phase_begin", &json!({"phase": "measure"}));
+        let progress = Progress::start(Arc::clone(&self.gauges), plan.number, self.harness.quiet);
+        let start_ns = self.clock.now_ns() + LEAD_NS;
+        let mut spec = self.spec(sink, start_ns, first_request_id);
+        spec.parallel = plan.parallel;
+        let duration_ns = plan.duration.map(|d| i64::try_from(d.as_nanos()));
+        spec.until_ns = duration_ns.map(|ns| start_ns.saturating_add(ns.unwrap_or(i64::MAX)));
+        let sent = run_arrivals(
+            &spec,
+            arrivals.map(|mut arrival| {
+                arrival.offset_ns = arrival.offset_ns.map(|ns| start_ns.saturating_add(ns));
+                arrival
+            }),
+        );
+        drop(progress);
+        self.mark(sink, "phase_end", &json!({"phase": "measure"}));
+        telemetry.finish();
+        sent?;
+        Ok(())
+    }
+
+    /// One request before the load, so that a wrong URL, key or model is one
+    /// message and not a recording full of failures.
+    fn probe(&self, request: &Arc<PreparedRequest>, sink: &Sink) -> Result<()> {
+        let mut spec = self.spec(sink, self.clock.now_ns(), 0);
+        spec.gauges = Arc::new(Gauges::default());
+        spec.workers = 1;
+        let arrival = Arrival {
+            request: Arc::clone(request),
+            offset_ns: None,
+            phase: Phase::Probe,
+            session_id: None,
+            turn: None,
+            parent_request_id: None,
+            replay_of: None,
+        };
+        run_arrivals(&spec, std::iter::once(arrival))?;
+        match spec.gauges.first_failures().first() {
+            None => Ok(()),
+            Some(failure) => Err(ProbeFailed(format!(
+                "the probe request to {} failed: {}",
+                self.harness.server.shown,
+                failure_text(failure)
+            ))
+            .into()),
+        }
+    }
+
+    fn spec(&self, sink: &Sink, start_ns: i64, first_request_id: i64) -> RunSpec {
+        RunSpec {
+            clock: self.clock,
+            target: self.harness.server.target.clone(),
+            timeouts: self.harness.timeouts,
+            workers: self.harness.workers,
+            parallel: Some(1),
+            start_ns,
+            until_ns: None,
+            first_request_id,
+            label: None,
+            sink: sink.clone(),
+            stop: Arc::clone(&self.harness.stop),
+            gauges: Arc::clone(&self.gauges),
+        }
+    }
+
+    fn mark(&self, sink: &Sink, name: &str, detail: &Value) {
+        let batch = EventBatch {
+            marks: vec![MarkRow {
+                t_ns: self.clock.now_ns(),
+                name: name.into(),
+                detail: Some(detail.to_string().into()),
+            }],
+            ..EventBatch::default()
+        };
+        // A writer that has stopped reports its own error at the end.
+        sink.push(batch).ok();
+    }
+}

@@ -1,0 +1,18 @@
+//! What `record` and `replay` have in common: flags, the server they reach, and
+//! the run around the pacer, from an empty folder to the closing report.
+//!
+//! A program brings arrivals and a description; [`harness::Harness::record`]
+//! makes a recording of them.
+
+pub mod args;
+mod discover;
+pub mod ending;
+pub mod harness;
+pub mod manifest;
+pub mod output;
+mod progress;
+mod report;
+pub mod requests;
+pub mod secrets;
+pub mod server;
+pub mod signals;

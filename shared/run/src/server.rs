@@ -1,0 +1,76 @@
+//! The server that requests go to, and the simulator that is it where there is
+//! one.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use anyhow::Result;
+use tapedeck_live::{Target, Timeouts};
+use tapedeck_simulator::{Running, SimConfig, Simulator};
+use url::Url;
+
+use crate::args::TargetArgs;
+use crate::discover;
+use crate::requests::{endpoint, tls_options};
+use crate::secrets::mask_url;
+
+/// A resolved server. A simulator lives as long as this does.
+#[derive(Debug)]
+pub struct Server {
+    pub url: Url,
+    /// As given, without the API's path.
+    base: String,
+    pub target: Target,
+    /// As recorded: no secrets, and `sim:…` rather than an address.
+    pub shown: String,
+    _simulator: Option<Running>,
+}
+
+impl Server {
+    /// Resolves `--url`, starting the embedded simulator for `sim:`.
+    ///
+    /// # Errors
+    /// When the URL, its host, its certificates or the simulator's settings are
+    /// bad.
+    pub fn reach(args: &TargetArgs) -> Result<Self> {
+        let simulator = match args.url.strip_prefix("sim:") {
+            Some(_) => {
+                let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+                Some(Simulator::start(SimConfig::from_url(&args.url)?, any)?)
+            }
+            None => None,
+        };
+        let url = match &simulator {
+            Some(simulator) => format!("http://{}", simulator.addr()),
+            None => args.url.clone(),
+        };
+        let base = url;
+        let url = endpoint(&base, args)?;
+        let target = Target::resolve(&url, &tls_options(args))?;
+        Ok(Self {
+            shown: match &simulator {
+                Some(_) => args.url.clone(),
+                None => mask_url(url.as_str()),
+            },
+            url,
+            base,
+            target,
+            _simulator: simulator,
+        })
+    }
+
+    /// The same server's URL for another API.
+    ///
+    /// # Errors
+    /// When the URL does not parse.
+    pub fn url_for(&self, args: &TargetArgs) -> Result<Url> {
+        endpoint(&self.base, args)
+    }
+
+    /// The first model that the server lists.
+    ///
+    /// # Errors
+    /// When it does not answer or lists none.
+    pub fn first_model(&self, args: &TargetArgs, timeouts: &Timeouts) -> Result<String> {
+        discover::first_model(&self.url, args, timeouts)
+    }
+}

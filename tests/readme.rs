@@ -1,0 +1,108 @@
+//! The README's commands do what it says, and every program explains itself.
+
+use std::path::Path;
+
+use crate::support::programs::{program, run};
+
+const README: &str = include_str!("../README.md");
+
+/// Commands of the README's `console` blocks, without the prompt, continuation
+/// lines joined.
+fn commands() -> Vec<String> {
+    let mut commands = Vec::new();
+    let blocks = README.split("```console\n").skip(1);
+    for block in blocks {
+        let block = block.split("```").next().unwrap_or_default();
+        let joined = block.replace("\\\n", " ");
+        let lines = joined.lines().filter_map(|line| line.strip_prefix("$ "));
+        commands.extend(lines.map(str::to_owned));
+    }
+    commands
+}
+
+/// Splits as a shell does, as far as the README goes: quotes, no expansion.
+fn words(command: &str) -> Vec<String> {
+    let mut words = vec![String::new()];
+    let mut quote = None;
+    for c in command.chars() {
+        match (quote, c) {
+            (None, '\'' | '"') => quote = Some(c),
+            (Some(open), c) if c == open => quote = None,
+            (None, ' ') => words.push(String::new()),
+            (_, c) => words.last_mut().unwrap().push(c),
+        }
+    }
+    words.retain(|w| !w.is_empty());
+    words
+}
+
+/// The program and arguments of `cargo run … --bin NAME -- ARGUMENTS` or of
+/// `NAME ARGUMENTS`.
+fn invocation(command: &str) -> Option<(String, Vec<String>)> {
+    let words = words(command);
+    let programs = ["record", "analyze", "replay"];
+    if words[0] == "cargo" {
+        let bin = words.iter().position(|w| w == "--bin")?;
+        let rest = words.iter().position(|w| w == "--")?;
+        return Some((words[bin + 1].clone(), words[rest + 1..].to_vec()));
+    }
+    let name = Path::new(&words[0]).file_name()?.to_str()?.to_owned();
+    programs.contains(&name.as_str()).then(|| (name, words[1..].to_vec()))
+}
+
+#[test]
+fn the_readmes_commands_run_in_their_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut ran = 0;
+    for command in commands() {
+        let Some((name, arguments)) = invocation(&command) else {
+            continue;
+        };
+        let output = program(&name).args(&arguments).current_dir(dir.path()).output().unwrap();
+        assert!(
+            output.status.success(),
+            "{command}\n{}",
+            output.stderr.escape_ascii()
+        );
+        ran += 1;
+    }
+    assert!(ran >= 3, "the README shows its programs");
+}
+
+#[test]
+fn the_readme_names_the_test_command_that_ci_runs() {
+    let ci = include_str!("../.ci/run");
+    let test = "cargo test --workspace";
+    assert!(README.contains(test) && ci.contains(test));
+}
+
+#[test]
+fn every_program_and_command_explains_itself() {
+    for (name, commands) in [
+        ("record", &["load", "simulate"][..]),
+        ("analyze", &["report", "query", "sql", "ls", "check"]),
+        ("replay", &["run", "plan"]),
+    ] {
+        let help = run(name, ["--help"]).expect(0).stdout;
+        for command in commands {
+            assert!(help.contains(command), "{name} --help names {command}");
+            let help = run(name, [command, "--help"]).expect(0).stdout;
+            assert!(help.contains("Usage:"));
+        }
+    }
+}
+
+#[test]
+fn help_of_record_load_has_the_flags_of_the_contract() {
+    let help = run("record", ["load", "--help"]).expect(0).stdout;
+    for flag in [
+        "--url", "--model", "--api", "--endpoint", "--dataset", "--dataset-path", "--prompt",
+        "--parallel", "--number", "--rate", "--duration", "--stream", "--no-stream",
+        "--max-tokens", "--ignore-max-tokens", "--temperature", "--ignore-eos", "--extra-body",
+        "--api-key", "--header", "--cacert", "--insecure", "--connect-timeout",
+        "--read-timeout", "--total-timeout", "--seed", "--sampling-seed", "--no-usage",
+        "--no-probe", "--out", "--name", "--label", "--content", "--no-report", "--json",
+    ] {
+        assert!(help.contains(flag), "{flag} is missing");
+    }
+}

@@ -1,0 +1,379 @@
+//! Reports, checks and the ways in which a recording can be unfit for them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use tapedeck_analyze::check::{Broken, check};
+use tapedeck_analyze::report::{Report, ReportOptions, Verdict, report};
+use tapedeck_analyze::{Error, Format, Parameters, Session, Slo, session};
+use tapedeck_recording::manifest::{Manifest, State};
+use tapedeck_recording::{ChunkKind, EventBatch, Outcome, Phase, Recording};
+
+use crate::support::recording::{self, MS, chunk, request, response};
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Runtime::new().unwrap().block_on(future)
+}
+
+fn report_on(path: &Path, options: &ReportOptions) -> Report {
+    block_on(report(&[path.to_owned()], options)).unwrap()
+}
+
+/// Two requests of three chunks, 10 ms apart, and one that was refused.
+fn sound_events() -> EventBatch {
+    let mut events = EventBatch::default();
+    for id in 0..2 {
+        events.requests.push(request(id, id * 5 * MS));
+        for index in 0..3 {
+            let t_ns = id * 5 * MS + 20 * MS + i64::from(index) * 10 * MS;
+            let row = chunk(id, index, ChunkKind::Content, t_ns);
+            events.chunks.push(row, Some(b"x"));
+        }
+        events
+            .responses
+            .push(response(id, id * 5 * MS + 45 * MS, 3, Some(3)));
+    }
+    let mut refused = response(2, 60 * MS, 0, None);
+    refused.outcome = Outcome::HttpError;
+    refused.status = Some(503);
+    refused.error = Some("overloaded | try\nlater".into());
+    events.requests.push(request(2, 50 * MS));
+    events.responses.push(refused);
+    events
+}
+
+fn write(dir: &Path, events: EventBatch) -> PathBuf {
+    recording::write(dir, recording::manifest("run"), 1 << 18, [events])
+}
+
+fn findings(path: &Path) -> Vec<Broken> {
+    block_on(check(&Recording::open(path).unwrap())).unwrap()
+}
+
+/// Changes the manifest of `path` behind the recorder's back.
+fn edit_manifest(path: &Path, edit: impl FnOnce(&mut Manifest)) {
+    let mut manifest = Manifest::load(path).unwrap();
+    edit(&mut manifest);
+    manifest.store(path).unwrap();
+}
+
+#[test]
+fn the_json_report_has_the_published_shape() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = write(&dir.path().join("r"), sound_events());
+    let json: Value = report_on(&path, &ReportOptions::default()).to_json();
+    assert_eq!(json["report_version"], 1);
+    let recording = &json["recordings"][0];
+    let keys: Vec<&String> = recording.as_object().unwrap().keys().collect();
+    assert_eq!(
+        keys,
+        [
+            "recording_id",
+            "path",
+            "name",
+            "labels",
+            "verdict",
+            "counts",
+            "duration_s",
+            "metrics"
+        ]
+    );
+    assert_eq!(recording["name"], "run");
+    assert_eq!(recording["labels"]["suite"], "tests");
+    assert_eq!(recording["verdict"], "ok");
+    assert_eq!(
+        recording["counts"],
+        serde_json::json!({
+            "requests": 3, "succeeded": 2, "failed": 1, "unfinished": 0, "dropped_events": 0
+        })
+    );
+    assert_eq!(recording["duration_s"], 0.06);
+}
+
+#[test]
+fn the_json_report_has_every_metric_with_every_stat() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = write(&dir.path().join("r"), sound_events());
+    let json: Value = report_on(&path, &ReportOptions::default()).to_json();
+    let recording = &json["recordings"][0];
+    let metrics = recording["metrics"].as_array().unwrap();
+    let find = |metric: &str, stat: &str| {
+        let mut metrics = metrics.iter();
+        let found = metrics.find(|m| m["metric"] == metric && m["stat"] == stat);
+        found.unwrap_or_else(|| panic!("no {metric} {stat}"))
+    };
+    for metric in [
+        "ttft_ms",
+        "ttft_scheduled_ms",
+        "ttfo_ms",
+        "tpot_ms",
+        "itl_ms",
+        "e2el_ms",
+        "e2el_scheduled_ms",
+        "queue_delay_ms",
+        "input_tokens",
+        "output_tokens",
+        "output_tokens_per_s",
+        "total_tokens_per_s",
+        "chunks_per_request",
+    ] {
+        for stat in ["mean", "std", "min", "max", "p1", "p50", "p99", "p99.9"] {
+            assert!(find(metric, stat)["n"].is_u64());
+        }
+    }
+    for metric in [
+        "request_throughput",
+        "input_token_throughput",
+        "output_token_throughput",
+        "total_token_throughput",
+        "success_rate",
+        "goodput",
+        "concurrency",
+    ] {
+        find(metric, "value");
+    }
+    let ttft = serde_json::json!({
+        "metric": "ttft_ms", "stat": "p50", "value": 20.0, "unit": "ms", "n": 2
+    });
+    assert_eq!(find("ttft_ms", "p50"), &ttft);
+    // Undefined is null, never 0: no SLO was given, no prompt was counted.
+    assert!(find("goodput", "value")["value"].is_null());
+    assert!(find("input_tokens", "mean")["value"].is_null());
+    assert_eq!(find("input_tokens", "mean")["n"], 0);
+}
+
+#[test]
+fn text_reports_open_with_the_verdict_and_name_the_failures() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = write(&dir.path().join("r"), sound_events());
+    let options = ReportOptions {
+        percentiles: Some(vec![50.0, 99.9]),
+        slos: vec![Slo {
+            metric: "ttft_ms".to_owned(),
+            bound: 30.0,
+        }],
+        ..ReportOptions::default()
+    };
+    let report = report_on(&path, &options);
+    let text = report.render(Format::Table);
+    let position = |part: &str| {
+        text.find(part)
+            .unwrap_or_else(|| panic!("no {part}\n{text}"))
+    };
+    assert!(position("Verdict: ok") < position("Summary"));
+    assert!(position("Goodput (req/s)") < position("p99.9"));
+    assert!(position("p99.9") < position("overloaded | try later"));
+    assert!(!text.contains('\u{1b}'), "no escape sequences");
+    let markdown = report.render(Format::Markdown);
+    assert!(markdown.contains("overloaded \\| try later"), "{markdown}");
+    let csv = report.render(Format::Csv);
+    assert!(csv.starts_with("recording_id,name,metric,stat,value,unit,n\n"));
+    assert!(csv.contains(",run,ttft_ms,p99.9,20,ms,2\n"), "{csv}");
+}
+
+#[test]
+fn several_recordings_are_reported_apart_in_the_order_of_their_paths() {
+    let dir = tempfile::tempdir().unwrap();
+    write(&dir.path().join("a b [x]*?%é"), sound_events());
+    write(&dir.path().join("b"), EventBatch::default());
+    let report = report_on(dir.path(), &ReportOptions::default());
+    let requests: Vec<u64> = report
+        .recordings
+        .iter()
+        .map(|r| r.counts.requests)
+        .collect();
+    assert_eq!(requests, [3, 0]);
+    assert_eq!(report.counts().requests, 3);
+    assert_eq!(report.recordings[0].value("ttft_ms", "p50"), Some(20.0));
+    assert_eq!(report.recordings[1].value("ttft_ms", "p50"), None);
+}
+
+#[test]
+fn a_copy_of_a_recording_is_refused_and_the_same_path_twice_is_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = write(&dir.path().join("r"), sound_events());
+    let paths = [
+        path.clone(),
+        dir.path().join("../").join(dir.path()).join("r"),
+    ];
+    assert_eq!(session::open_all(&paths).unwrap().len(), 1);
+    let id = Manifest::load(&path).unwrap().recording_id;
+    let copy = write(&dir.path().join("copy"), EventBatch::default());
+    edit_manifest(&copy, |m| m.recording_id = id);
+    assert!(matches!(
+        session::open_all(&[path, copy]),
+        Err(Error::Twice { .. })
+    ));
+}
+
+#[test]
+fn an_open_recording_without_segments_has_empty_tables() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("r");
+    fs::create_dir(&path).unwrap();
+    recording::manifest("open").store(&path).unwrap();
+    let report = report_on(&path, &ReportOptions::default());
+    assert_eq!(report.counts().requests, 0);
+    let health = &report.recordings[0].health;
+    let state = health.iter().find(|f| f.finding == "state").unwrap();
+    assert_eq!(state.severity, "warning");
+    assert_eq!(findings(&path), []);
+}
+
+#[test]
+fn a_sealed_file_that_is_gone_makes_the_numbers_invalid() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = write(&dir.path().join("r"), sound_events());
+    let segment = Manifest::load(&path).unwrap().segments[1].file.clone();
+    fs::remove_file(path.join(&segment)).unwrap();
+    assert_eq!(
+        report_on(&path, &ReportOptions::default()).verdict(),
+        Verdict::Invalid
+    );
+    let found = findings(&path);
+    assert_eq!(
+        (found[0].check.as_str(), &found[0].subject),
+        ("file", &segment)
+    );
+}
+
+#[test]
+fn newer_formats_are_refused_with_both_versions() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = write(&dir.path().join("r"), sound_events());
+    edit_manifest(&path, |m| m.format_version = 2);
+    let error = session::open_all(&[path]).unwrap_err().to_string();
+    assert!(error.contains("format version 2"), "{error}");
+    assert!(error.contains("up to 1\nhint: "), "{error}");
+}
+
+#[test]
+fn a_query_cannot_change_anything() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = write(&dir.path().join("r"), sound_events());
+    let target = dir.path().join("out.parquet");
+    block_on(async {
+        let recordings = session::open_all(&[path]).unwrap();
+        let parameters = Parameters::default();
+        let session = Session::open(recordings, &parameters).await.unwrap();
+        let copy = format!("COPY requests TO '{}'", target.display());
+        for sql in [
+            copy.as_str(),
+            "DROP VIEW outcome",
+            "SET a.b = 1",
+            "SELECT 1; SELECT 2",
+        ] {
+            assert!(session.query(sql).await.is_err(), "{sql}");
+        }
+        let error = session.query("SELECT * FROM nope").await.unwrap_err();
+        let error = error.to_string();
+        assert!(
+            error.starts_with("table 'nope' not found\nhint: "),
+            "{error}"
+        );
+    });
+    assert!(!target.exists());
+}
+
+#[test]
+fn a_condition_picks_requests_and_can_do_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = write(&dir.path().join("r"), sound_events());
+    let matching = |condition: &str| {
+        block_on(tapedeck_analyze::matching_requests(
+            std::slice::from_ref(&path),
+            condition,
+        ))
+    };
+    let ids = matching("model = 'm' AND t_sent_ns >= 5e6").unwrap();
+    assert_eq!(Vec::from_iter(ids), [1, 2]);
+    assert!(matching("model = 'other'").unwrap().is_empty());
+    for condition in ["nope = 1", "1 = 1; DROP TABLE requests", "", "request_id +"] {
+        assert!(matching(condition).is_err(), "{condition}");
+    }
+}
+
+#[test]
+fn a_sound_recording_has_no_findings() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = write(&dir.path().join("r"), sound_events());
+    assert_eq!(findings(&path), []);
+}
+
+/// `events` after `break_it`, and the invariant that must be named.
+fn assert_found(name: &str, break_it: impl FnOnce(&mut EventBatch)) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut events = sound_events();
+    break_it(&mut events);
+    let found = findings(&write(&dir.path().join("r"), events));
+    let is_named = |b: &Broken| b.check == name && b.subject.starts_with("request 1 attempt 0");
+    assert!(found.iter().any(is_named), "{name} not in {found:#?}");
+}
+
+#[test]
+fn every_broken_invariant_of_the_rows_is_named_with_its_request() {
+    // Rows 3..6 of the chunks are those of request 1.
+    assert_found("duplicate_request", |e| e.requests.push(request(1, 5 * MS)));
+    assert_found("duplicate_response", |e| {
+        e.responses.push(e.responses[1].clone())
+    });
+    assert_found("duplicate_chunk", |e| e.chunks.rows[4].chunk_index = 0);
+    assert_found("chunk_index_gap", |e| e.chunks.rows[5].chunk_index = 7);
+    assert_found("read_index_backwards", |e| e.chunks.rows[5].read_index = 0);
+    assert_found("time_backwards", |e| e.chunks.rows[5].t_ns = 26 * MS);
+    assert_found("seen_before_arrival", |e| e.chunks.rows[4].t_seen_ns = 0);
+    assert_found("chunk_before_sent", |e| e.chunks.rows[3].t_ns = 4 * MS);
+    assert_found("end_before_chunk", |e| {
+        e.responses[1].t_end_ns = Some(30 * MS)
+    });
+    assert_found("chunk_count", |e| e.responses[1].chunk_count = 4);
+    assert_found("negative_length", |e| e.chunks.rows[4].bytes = -1);
+    assert_found("response_without_request", |e| drop(e.requests.remove(1)));
+    assert_found("chunk_without_request", |e| drop(e.requests.remove(1)));
+}
+
+#[test]
+fn many_rows_that_break_one_invariant_are_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut events = EventBatch::default();
+    for id in 0..50 {
+        let mut row = request(id, 0);
+        row.phase = Phase::Measure;
+        events.requests.push(row.clone());
+        events.requests.push(row);
+    }
+    let found = findings(&write(&dir.path().join("r"), events));
+    assert_eq!(found.len(), 6);
+    assert_eq!(found[5].subject, "45 more");
+}
+
+#[test]
+fn files_that_lie_about_themselves_are_findings() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = write(&dir.path().join("r"), sound_events());
+    let original = Manifest::load(&path).unwrap();
+    let problem = |edit: &dyn Fn(&mut Manifest)| {
+        edit_manifest(&path, edit);
+        let found = findings(&path);
+        original.store(&path).unwrap();
+        found.first().map(ToString::to_string).unwrap_or_default()
+    };
+    let rows = problem(&|m| m.segments[0].rows += 1);
+    assert!(
+        rows.ends_with("holds 3 rows, the manifest says 4"),
+        "{rows}"
+    );
+    let stranger = problem(&|m| m.recording_id = "other".to_owned());
+    assert!(stranger.contains("not other"), "{stranger}");
+    let unlisted = problem(&|m| drop(m.segments.remove(0)));
+    assert!(unlisted.ends_with("is not in the manifest"), "{unlisted}");
+    let twice = problem(&|m| m.segments.push(m.segments[0].clone()));
+    assert!(twice.ends_with("is in the manifest twice"), "{twice}");
+    assert_eq!(problem(&|m| m.state = State::Recovered), "");
+
+    let segment = path.join(&original.segments[1].file);
+    fs::write(&segment, b"PAR1 no more PAR1").unwrap();
+    let broken = problem(&|_| ());
+    assert!(broken.contains("does not open"), "{broken}");
+}
