@@ -34,8 +34,18 @@ fn record_all(answers: &[Answer], mock: &MockLlm, dir: &std::path::Path) -> Reco
     fs::write(&prompts, lines.collect::<String>()).unwrap();
     let out = dir.join("recording");
     let arguments = [
-        "load", "--url", &mock.url(), "--no-probe", "--parallel", "4", "--read-timeout", "2s",
-        "--json", "--dataset", "line_by_line", "--dataset-path",
+        "load",
+        "--url",
+        &mock.url(),
+        "--no-probe",
+        "--parallel",
+        "4",
+        "--read-timeout",
+        "2s",
+        "--json",
+        "--dataset",
+        "line_by_line",
+        "--dataset-path",
     ];
     let paths = [prompts.to_str().unwrap(), "--out", out.to_str().unwrap()];
     run("record", arguments.iter().chain(&paths)).expect(0);
@@ -52,7 +62,10 @@ impl Recorded {
     fn response(&self, request_id: i64) -> &ResponseRow {
         let mut responses: Vec<_> = self.events.responses.iter().collect();
         responses.retain(|r| r.request_id == request_id);
-        responses.into_iter().max_by_key(|r| r.attempt).expect("every request has a response")
+        responses
+            .into_iter()
+            .max_by_key(|r| r.attempt)
+            .expect("every request has a response")
     }
 
     fn content(&self, response: &ResponseRow) -> Vec<&ChunkRow> {
@@ -83,9 +96,21 @@ fn differences(
             write!(wrong, "{what} {found}, expected {expected}; ").unwrap();
         }
     };
-    compare("outcome", response.outcome.as_str().into(), expect.outcome.as_str().into());
-    compare("status", format!("{:?}", response.status), format!("{:?}", expect.status));
-    compare("content chunks", content.len().to_string(), expect.content_chunks.to_string());
+    compare(
+        "outcome",
+        response.outcome.as_str().into(),
+        expect.outcome.as_str().into(),
+    );
+    compare(
+        "status",
+        format!("{:?}", response.status),
+        format!("{:?}", expect.status),
+    );
+    compare(
+        "content chunks",
+        content.len().to_string(),
+        expect.content_chunks.to_string(),
+    );
     compare(
         "output tokens",
         format!("{:?}", response.output_tokens),
@@ -124,7 +149,8 @@ fn every_awkward_answer_is_recorded_right() {
     let dir = tempfile::tempdir().unwrap();
     let recorded = record_all(&answers, &mock, dir.path());
     let ledger = mock.ledger();
-    let mut table = String::from("answer | outcome | TTFT ms (server) | content | tokens | verdict\n");
+    let mut table =
+        String::from("answer | outcome | TTFT ms (server) | content | tokens | verdict\n");
     let mut bad = Vec::new();
     for (request_id, answer) in (0_i64..).zip(&answers) {
         let response = recorded.response(request_id);
@@ -142,7 +168,10 @@ fn every_awkward_answer_is_recorded_right() {
             .and_then(|r| r.t_sent_ns);
         let first = recorded.content(response).iter().map(|c| c.t_ns).min();
         let ttft_ms = first.zip(sent).map(|(t, s)| (t - s) as f64 / 1e6);
-        let truth_ms = answer.expect.ttft_from.and_then(|step| served.write_of(step));
+        let truth_ms = answer
+            .expect
+            .ttft_from
+            .and_then(|step| served.write_of(step));
         let truth_ms = truth_ms.map(|w| (w.t_before_ns - served.request.t_read_ns) as f64 / 1e6);
         writeln!(
             table,

@@ -47,7 +47,9 @@ fn invocation(command: &str) -> Option<(String, Vec<String>)> {
         return Some((words[bin + 1].clone(), words[rest + 1..].to_vec()));
     }
     let name = Path::new(&words[0]).file_name()?.to_str()?.to_owned();
-    programs.contains(&name.as_str()).then(|| (name, words[1..].to_vec()))
+    programs
+        .contains(&name.as_str())
+        .then(|| (name, words[1..].to_vec()))
 }
 
 #[test]
@@ -58,7 +60,11 @@ fn the_readmes_commands_run_in_their_order() {
         let Some((name, arguments)) = invocation(&command) else {
             continue;
         };
-        let output = program(&name).args(&arguments).current_dir(dir.path()).output().unwrap();
+        let output = program(&name)
+            .args(&arguments)
+            .current_dir(dir.path())
+            .output()
+            .unwrap();
         assert!(
             output.status.success(),
             "{command}\n{}",
@@ -96,12 +102,41 @@ fn every_program_and_command_explains_itself() {
 fn help_of_record_load_has_the_flags_of_the_contract() {
     let help = run("record", ["load", "--help"]).expect(0).stdout;
     for flag in [
-        "--url", "--model", "--api", "--endpoint", "--dataset", "--dataset-path", "--prompt",
-        "--parallel", "--number", "--rate", "--duration", "--stream", "--no-stream",
-        "--max-tokens", "--ignore-max-tokens", "--temperature", "--ignore-eos", "--extra-body",
-        "--api-key", "--header", "--cacert", "--insecure", "--connect-timeout",
-        "--read-timeout", "--total-timeout", "--seed", "--sampling-seed", "--no-usage",
-        "--no-probe", "--out", "--name", "--label", "--content", "--no-report", "--json",
+        "--url",
+        "--model",
+        "--api",
+        "--endpoint",
+        "--dataset",
+        "--dataset-path",
+        "--prompt",
+        "--parallel",
+        "--number",
+        "--rate",
+        "--duration",
+        "--stream",
+        "--no-stream",
+        "--max-tokens",
+        "--ignore-max-tokens",
+        "--temperature",
+        "--ignore-eos",
+        "--extra-body",
+        "--api-key",
+        "--header",
+        "--cacert",
+        "--insecure",
+        "--connect-timeout",
+        "--read-timeout",
+        "--total-timeout",
+        "--seed",
+        "--sampling-seed",
+        "--no-usage",
+        "--no-probe",
+        "--out",
+        "--name",
+        "--label",
+        "--content",
+        "--no-report",
+        "--json",
     ] {
         assert!(help.contains(flag), "{flag} is missing");
     }

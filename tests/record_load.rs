@@ -77,14 +77,20 @@ fn no_arrival_is_earlier_than_its_send() {
     assert_eq!(served.len(), REQUESTS);
     let content = content_of(&events);
     let origin_ns = recording.manifest.monotonic_start_ns;
-    assert_eq!(recording.manifest.timestamp_source.as_deref(), Some("kernel"));
+    assert_eq!(
+        recording.manifest.timestamp_source.as_deref(),
+        Some("kernel")
+    );
     for request in &events.requests {
         let served = &served[&number_of(request.body.as_ref().unwrap())];
         let chunks = &content[&request.request_id];
         assert_eq!(chunks.len(), 30);
         for (index, chunk) in chunks.iter().enumerate() {
             let write = served.write_of(stream.step_of(index)).unwrap();
-            assert!(chunk.t_ns + origin_ns >= write.t_before_ns, "chunk {index} came early");
+            assert!(
+                chunk.t_ns + origin_ns >= write.t_before_ns,
+                "chunk {index} came early"
+            );
             assert!(chunk.t_seen_ns >= chunk.t_ns);
         }
         let instants = [
@@ -124,7 +130,11 @@ fn a_connection_that_the_server_closed_silently_is_replaced_once() {
     );
     run_line("record", &line).expect(0);
     let events = events(&Recording::open(&out).unwrap());
-    let second: Vec<_> = events.requests.iter().filter(|r| r.request_id == 1).collect();
+    let second: Vec<_> = events
+        .requests
+        .iter()
+        .filter(|r| r.request_id == 1)
+        .collect();
     assert_eq!(second.len(), 2, "two attempts");
     assert_eq!(second[0].conn_reused, Some(true));
     assert_eq!(second[1].conn_reused, Some(false));
@@ -137,8 +147,13 @@ fn a_connection_that_the_server_closed_silently_is_replaced_once() {
     assert_eq!(outcomes, [Outcome::ConnectionError, Outcome::Ok]);
 
     // The report's instants are those of the attempt that was answered.
-    let sql = "SELECT attempt, ttft_ms < e2el_ms AS ordered FROM request_latency WHERE request_id = 1";
-    let shown = run("analyze", ["query", out.to_str().unwrap(), sql, "--format", "csv"]).expect(0);
+    let sql =
+        "SELECT attempt, ttft_ms < e2el_ms AS ordered FROM request_latency WHERE request_id = 1";
+    let shown = run(
+        "analyze",
+        ["query", out.to_str().unwrap(), sql, "--format", "csv"],
+    )
+    .expect(0);
     assert_eq!(shown.stdout.lines().last(), Some("1,true"));
 }
 
@@ -178,7 +193,10 @@ fn the_probe_is_recorded_and_kept_apart() {
     assert_eq!(summary["recordings"][0], out.to_str().unwrap());
     let events = events(&Recording::open(&out).unwrap());
     let phases: Vec<Phase> = events.requests.iter().map(|r| r.phase).collect();
-    assert_eq!(phases, [Phase::Probe, Phase::Measure, Phase::Measure, Phase::Measure]);
+    assert_eq!(
+        phases,
+        [Phase::Probe, Phase::Measure, Phase::Measure, Phase::Measure]
+    );
 }
 
 #[test]
@@ -198,7 +216,10 @@ fn credentials_go_to_the_server_and_nowhere_else() {
     assert_eq!(received.header("x-api-key"), Some("canary-header"));
     assert!(received.path.contains("canary-url"));
     assert!(!ran.stdout.contains("canary") && !ran.stderr.contains("canary"));
-    let found = std::process::Command::new("grep").args(["-ra", "canary"]).arg(&out).output();
+    let found = std::process::Command::new("grep")
+        .args(["-ra", "canary"])
+        .arg(&out)
+        .output();
     assert_eq!(String::from_utf8(found.unwrap().stdout).unwrap(), "");
 }
 
@@ -230,7 +251,13 @@ fn a_signal_stops_sending_and_seals() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("r");
     let mut child = program("record")
-        .args(["load", "--url", "sim:?ttft_ms=20&itl_ms=2&tokens=20", "--prompt", "x"])
+        .args([
+            "load",
+            "--url",
+            "sim:?ttft_ms=20&itl_ms=2&tokens=20",
+            "--prompt",
+            "x",
+        ])
         .args(["--duration", "60s", "--parallel", "4", "--json", "--out"])
         .arg(&out)
         .stdout(std::process::Stdio::null())
@@ -253,7 +280,11 @@ fn a_signal_stops_sending_and_seals() {
     assert_eq!(recording.manifest.state, State::Sealed);
     let events = events(&recording);
     assert!(events.requests.len() > 1);
-    assert_eq!(events.requests.len(), events.responses.len(), "none is unfinished");
+    assert_eq!(
+        events.requests.len(),
+        events.responses.len(),
+        "none is unfinished"
+    );
     run("analyze", ["check", out.to_str().unwrap()]).expect(0);
 }
 

@@ -13,7 +13,9 @@ fn measured(recording: &Recording) -> Vec<RequestRow> {
 
 fn offsets(rows: &[RequestRow]) -> Vec<i64> {
     let first = rows[0].t_scheduled_ns.unwrap();
-    rows.iter().map(|r| r.t_scheduled_ns.unwrap() - first).collect()
+    rows.iter()
+        .map(|r| r.t_scheduled_ns.unwrap() - first)
+        .collect()
 }
 
 #[test]
@@ -37,12 +39,21 @@ fn a_replay_sends_the_same_bodies_at_the_scaled_offsets() {
         run_line("replay", &line).expect(0);
         let replay = Recording::open(&path(name)).unwrap();
         let replayed = measured(&replay);
-        assert_eq!(replay.manifest.settings["replay_of_recording_id"], original.manifest.recording_id.as_str());
+        assert_eq!(
+            replay.manifest.settings["replay_of_recording_id"],
+            original.manifest.recording_id.as_str()
+        );
         let of: Vec<_> = replayed.iter().map(|r| r.replay_of).collect();
-        assert_eq!(of, rows.iter().map(|r| Some(r.request_id)).collect::<Vec<_>>());
+        assert_eq!(
+            of,
+            rows.iter().map(|r| Some(r.request_id)).collect::<Vec<_>>()
+        );
         let bodies = |rows: &[RequestRow]| rows.iter().map(|r| r.body.clone()).collect::<Vec<_>>();
         assert_eq!(bodies(&replayed), bodies(&rows));
-        let scaled: Vec<i64> = offsets(&rows).iter().map(|ns| (*ns as f64 / speed).round() as i64).collect();
+        let scaled: Vec<i64> = offsets(&rows)
+            .iter()
+            .map(|ns| (*ns as f64 / speed).round() as i64)
+            .collect();
         assert_eq!(offsets(&replayed), scaled);
         // Never before its time.
         assert!(replayed.iter().all(|r| r.t_sent_ns >= r.t_scheduled_ns));
@@ -60,7 +71,11 @@ fn a_plan_names_the_arrivals_that_the_filter_keeps() {
     );
     run_line("record", &line).expect(0);
     let out = out.to_str().unwrap();
-    let plan = |rest: &[&str]| run("replay", ["plan", out].iter().chain(rest)).expect(0).stdout;
+    let plan = |rest: &[&str]| {
+        run("replay", ["plan", out].iter().chain(rest))
+            .expect(0)
+            .stdout
+    };
     assert_eq!(plan(&[]).lines().count(), 11);
     assert_eq!(plan(&["--limit", "3"]).lines().count(), 4);
     let kept = plan(&["--where", "request_id % 2 = 0"]);

@@ -99,5 +99,8 @@ fn tls_is_verified_and_its_phases_are_stamped() {
     }
     let responses = recording.rows(Table::Responses).unwrap().responses;
     assert!(responses.iter().all(|r| r.outcome == Outcome::Ok));
-    assert_eq!(recording.manifest.timestamp_source.as_deref(), Some("kernel"));
+    assert_eq!(
+        recording.manifest.timestamp_source.as_deref(),
+        Some("kernel")
+    );
 }

@@ -39,7 +39,11 @@ impl Level {
     pub fn folder(&self) -> String {
         let parallel = self.parallel.map(|n| format!("parallel-{n}"));
         let rate = self.rate_per_s.map(|r| format!("rate-{r}"));
-        [parallel, rate].into_iter().flatten().collect::<Vec<_>>().join("-")
+        [parallel, rate]
+            .into_iter()
+            .flatten()
+            .collect::<Vec<_>>()
+            .join("-")
     }
 }
 
@@ -56,7 +60,9 @@ pub fn levels(shape: &ShapeArgs, dataset_size: u64) -> Result<Vec<Level>> {
         ("--number", shape.number.len()),
     ] {
         if len > 1 && len != count {
-            bail!("{flag} has {len} values, the sweep has {count} levels\nhint: give one value, or one for each level");
+            bail!(
+                "{flag} has {len} values, the sweep has {count} levels\nhint: give one value, or one for each level"
+            );
         }
     }
     let pick = |len: usize, index: usize| if len == 1 { 0 } else { index };
@@ -98,7 +104,9 @@ pub fn source(args: &LoadArgs) -> Result<Source> {
     let workload = &args.workload;
     match (&workload.prompt, workload.dataset, &workload.dataset_path) {
         (Some(_), _, Some(_)) => {
-            bail!("--prompt and --dataset-path exclude each other\nhint: a file of prompts is --dataset line_by_line --dataset-path FILE")
+            bail!(
+                "--prompt and --dataset-path exclude each other\nhint: a file of prompts is --dataset line_by_line --dataset-path FILE"
+            )
         }
         (Some(text), ..) => Ok(Source {
             kind: "prompt",
@@ -120,7 +128,9 @@ pub fn source(args: &LoadArgs) -> Result<Source> {
         }
         (None, Some(_), None) => bail!("--dataset line_by_line needs --dataset-path FILE"),
         (None, None, None) => {
-            bail!("nothing to send\nhint: --prompt TEXT, or --dataset line_by_line --dataset-path FILE")
+            bail!(
+                "nothing to send\nhint: --prompt TEXT, or --dataset line_by_line --dataset-path FILE"
+            )
         }
     }
 }
@@ -132,7 +142,9 @@ mod tests {
     use clap::Parser;
 
     fn load(line: &str) -> LoadArgs {
-        let words = ["record", "load"].into_iter().chain(line.split_whitespace());
+        let words = ["record", "load"]
+            .into_iter()
+            .chain(line.split_whitespace());
         match Cli::try_parse_from(words).unwrap().command {
             Command::Load(args) => *args,
             Command::Simulate(_) => unreachable!(),
@@ -157,6 +169,11 @@ mod tests {
         assert_eq!(sweep.len(), 3);
         assert_eq!((sweep[2].parallel, sweep[2].number), (Some(32), Some(320)));
         let args = load("--url u --prompt p --parallel 1 8 32 --number 10 80");
-        assert!(levels(&args.shape, 100).unwrap_err().to_string().contains("--number has 2"));
+        assert!(
+            levels(&args.shape, 100)
+                .unwrap_err()
+                .to_string()
+                .contains("--number has 2")
+        );
     }
 }

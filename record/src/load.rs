@@ -29,7 +29,10 @@ const COMMAND: &str = "load";
 pub fn run(args: &LoadArgs) -> Result<Ending> {
     let source = config::source(args)?;
     if source.skipped_lines > 0 {
-        eprintln!("left out {} lines that cannot be used", source.skipped_lines);
+        eprintln!(
+            "left out {} lines that cannot be used",
+            source.skipped_lines
+        );
     }
     let levels = config::levels(&args.shape, source.default_number)?;
     let root = output::root(&args.output, COMMAND)?;

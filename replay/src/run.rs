@@ -77,7 +77,9 @@ pub fn run(args: &RunArgs) -> Result<Ending> {
         "replaying {} requests of {} over {:.1} s, mode {}",
         plan.requests.len(),
         plan.manifest.name,
-        plan.requests.last().map_or(0.0, |p| p.offset_ns as f64 / 1e9),
+        plan.requests
+            .last()
+            .map_or(0.0, |p| p.offset_ns as f64 / 1e9),
         args.source.mode.as_str()
     );
     let recorded = harness::Plan {
@@ -134,7 +136,8 @@ fn requests(
                 api,
                 ..target.clone()
             };
-            let builder = RequestBuilder::new(&server.url_for(&target)?, &server.target.host, &target)?;
+            let builder =
+                RequestBuilder::new(&server.url_for(&target)?, &server.target.host, &target)?;
             builders.insert(api.as_str(), builder);
         }
         let request = Arc::new(prepare(

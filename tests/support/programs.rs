@@ -12,7 +12,10 @@ fn program_dir() -> &'static Path {
     static DIR: OnceLock<PathBuf> = OnceLock::new();
     DIR.get_or_init(|| {
         let own = std::env::current_exe().expect("the test binary has a path");
-        let dir = own.parent().and_then(Path::parent).expect("target/<profile>/deps");
+        let dir = own
+            .parent()
+            .and_then(Path::parent)
+            .expect("target/<profile>/deps");
         let mut build = Command::new(env!("CARGO"));
         build.args(["build", "--workspace", "--bins", "--quiet"]);
         build.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
@@ -71,7 +74,13 @@ impl Ran {
     /// Panics with everything the program said unless it ended with `code`.
     #[track_caller]
     pub fn expect(self, code: i32) -> Self {
-        assert_eq!(self.code, Some(code), "stdout: {}\nstderr: {}", self.stdout, self.stderr);
+        assert_eq!(
+            self.code,
+            Some(code),
+            "stdout: {}\nstderr: {}",
+            self.stdout,
+            self.stderr
+        );
         self
     }
 }

@@ -31,35 +31,65 @@ ranked AS (
     value,
     CAST(row_number() OVER (
       PARTITION BY recording_id, metric ORDER BY value
-    ) AS BIGINT) - 1 AS position,
+    ) AS DOUBLE) - 1 AS position,
     count(*) OVER (PARTITION BY recording_id, metric) AS n,
     avg(value) OVER (PARTITION BY recording_id, metric) AS mean,
     stddev_pop(value) OVER (PARTITION BY recording_id, metric) AS std
   FROM sampled
 ),
+reach AS (
+  SELECT
+    recording_id,
+    metric,
+    value,
+    n,
+    mean,
+    std,
+    CAST(n AS DOUBLE) - 1 AS last_position,
+    position - 1 AS previous_position,
+    position + 1 AS next_position,
+    CASE WHEN n < 1000 THEN -1 ELSE CAST(position * 1000 / n AS BIGINT) END
+      AS thousandth
+  FROM ranked
+),
 stat AS (
-  SELECT stat, CAST(p AS DOUBLE) AS p FROM percentiles
+  SELECT stat, p / 100 AS share FROM percentiles
   UNION ALL
-  SELECT column1 AS stat, column2 AS p
+  SELECT column1 AS stat, column2 AS share
   FROM (
-    VALUES ('mean', 0.0), ('std', 0.0), ('min', 0.0), ('max', 100.0)
+    VALUES ('mean', 0.0), ('std', 0.0), ('min', 0.0), ('max', 1.0)
   ) AS v
 ),
+-- A shortcut that changes no result: a neighbour of position share * (n - 1) is
+-- less than 2 / n off in rank, so with n >= 1000 it lies at most two thousandths
+-- (three with rounding) beside the share, and the join below can hash instead of
+-- trying every value with every stat. Fewer values are all tried.
+near AS (
+  SELECT stat, share, -1 AS thousandth FROM stat
+  UNION ALL
+  SELECT s.stat, s.share, CAST(s.share * 1000 AS BIGINT) + o.column1 AS thousandth
+  FROM stat AS s
+  CROSS JOIN (VALUES (-3), (-2), (-1), (0), (1), (2), (3)) AS o
+  -- Below 0 is no value, and -1 means something else.
+  WHERE CAST(s.share * 1000 AS BIGINT) + o.column1 >= 0
+),
+-- The one or two neighbours of each wanted position.
 picked AS (
   SELECT
     r.recording_id,
     r.metric,
     s.stat,
-    min(s.p) AS p,
+    min(s.share * r.last_position) AS wanted,
     min(r.n) AS n,
     min(r.mean) AS mean,
     min(r.std) AS std,
     min(r.value) AS below,
     max(r.value) AS above
-  FROM ranked AS r
-  JOIN stat AS s
-    ON r.position >= floor(s.p / 100 * (r.n - 1))
-    AND r.position <= ceil(s.p / 100 * (r.n - 1))
+  FROM near AS s
+  JOIN reach AS r
+    ON r.thousandth = s.thousandth
+    AND s.share * r.last_position > r.previous_position
+    AND s.share * r.last_position < r.next_position
   GROUP BY r.recording_id, r.metric, s.stat
 )
 SELECT
@@ -69,8 +99,7 @@ SELECT
   CASE s.stat
     WHEN 'mean' THEN k.mean
     WHEN 'std' THEN k.std
-    ELSE k.below + (k.above - k.below)
-      * (k.p / 100 * (k.n - 1) - floor(k.p / 100 * (k.n - 1)))
+    ELSE k.below + (k.above - k.below) * (k.wanted - floor(k.wanted))
   END AS value,
   m.unit,
   coalesce(k.n, 0) AS n

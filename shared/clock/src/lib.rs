@@ -113,8 +113,11 @@ fn sleep_until_monotonic(deadline_ns: i64) {
     let at = TimeSpec::new(deadline_ns / NS_PER_S, deadline_ns % NS_PER_S);
     // An interrupting signal ends the sleep early; the deadline is absolute, so
     // sleeping again is exact.
-    while clock_nanosleep(ClockId::CLOCK_MONOTONIC, ClockNanosleepFlags::TIMER_ABSTIME, &at)
-        == Err(nix::errno::Errno::EINTR)
+    while clock_nanosleep(
+        ClockId::CLOCK_MONOTONIC,
+        ClockNanosleepFlags::TIMER_ABSTIME,
+        &at,
+    ) == Err(nix::errno::Errno::EINTR)
     {}
 }
 

@@ -48,9 +48,15 @@ const ROUNDS: usize = 3;
 
 fn main() {
     let given: Vec<usize> = std::env::args().filter_map(|a| a.parse().ok()).collect();
-    let streams = if given.is_empty() { vec![50, 500] } else { given };
+    let streams = if given.is_empty() {
+        vec![50, 500]
+    } else {
+        given
+    };
     println!("errors in ms, p50 / p99; kernel = t_ns, process = t_seen_ns");
-    println!("| streams | requests | TTFT kernel | TTFT process | ITL kernel | ITL process | connections opened | chunks |");
+    println!(
+        "| streams | requests | TTFT kernel | TTFT process | ITL kernel | ITL process | connections opened | chunks |"
+    );
     println!("|--:|---|---|---|---|---|--:|--:|");
     for streams in streams {
         measure(streams);
@@ -226,13 +232,21 @@ impl Errors {
             errors.chunks += chunks.len();
             let sent_ns = request.t_sent_ns.unwrap();
             let true_ttft_ns = truth[0] - served.request.t_read_ns;
-            errors.ttft_kernel.push(ms(chunks[0].t_ns - sent_ns - true_ttft_ns));
-            errors.ttft_process.push(ms(chunks[0].t_seen_ns - sent_ns - true_ttft_ns));
+            errors
+                .ttft_kernel
+                .push(ms(chunks[0].t_ns - sent_ns - true_ttft_ns));
+            errors
+                .ttft_process
+                .push(ms(chunks[0].t_seen_ns - sent_ns - true_ttft_ns));
             for i in 1..TOKENS {
                 let true_gap_ns = truth[i] - truth[i - 1];
                 let (before, after) = (chunks[i - 1], chunks[i]);
-                errors.itl_kernel.push(ms(after.t_ns - before.t_ns - true_gap_ns));
-                errors.itl_process.push(ms(after.t_seen_ns - before.t_seen_ns - true_gap_ns));
+                errors
+                    .itl_kernel
+                    .push(ms(after.t_ns - before.t_ns - true_gap_ns));
+                errors
+                    .itl_process
+                    .push(ms(after.t_seen_ns - before.t_seen_ns - true_gap_ns));
             }
         }
         errors

@@ -129,10 +129,7 @@ async fn connect_any(addrs: &[SocketAddr]) -> io::Result<TcpStream> {
     Err(last_error)
 }
 
-async fn tls_handshake(
-    tls: &Tls,
-    stream: Tap,
-) -> io::Result<tokio_rustls::client::TlsStream<Tap>> {
+async fn tls_handshake(tls: &Tls, stream: Tap) -> io::Result<tokio_rustls::client::TlsStream<Tap>> {
     TlsConnector::from(std::sync::Arc::clone(&tls.config))
         .connect(tls.server_name.clone(), stream)
         .await

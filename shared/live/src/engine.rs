@@ -94,7 +94,8 @@ impl Gauges {
 
     #[must_use]
     pub fn in_flight(&self) -> u64 {
-        self.started_requests().saturating_sub(self.ended_requests())
+        self.started_requests()
+            .saturating_sub(self.ended_requests())
     }
 
     /// The first failures, at most [`FAILURES_KEPT`].

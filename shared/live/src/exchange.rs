@@ -94,7 +94,12 @@ impl<'a> Attempt<'a> {
             request,
             attempt,
             watch: worker.watch(),
-            row: Cell::new(Some(request_row(worker, assignment, t_dispatched_ns, attempt))),
+            row: Cell::new(Some(request_row(
+                worker,
+                assignment,
+                t_dispatched_ns,
+                attempt,
+            ))),
             failure: Cell::new(None),
         }
     }
@@ -127,7 +132,10 @@ impl<'a> Attempt<'a> {
     async fn connect(&self) -> Result<Connection, End> {
         self.enter(Stage::Connect);
         let instants = Cell::new(ConnectInstants::default());
-        let opened = self.watch.guard(self.worker.connector.open(&instants)).await;
+        let opened = self
+            .watch
+            .guard(self.worker.connector.open(&instants))
+            .await;
         let instants = instants.get();
         self.update_row(|row| {
             row.t_connect_ns = instants.t_connect_ns;
@@ -190,14 +198,15 @@ impl<'a> Attempt<'a> {
             content_type: header_str(response.headers(), &header::CONTENT_TYPE),
             content_encoding: header_str(response.headers(), &header::CONTENT_ENCODING),
         });
+        let delimited = is_delimited(response.headers());
         let mut body = response.into_body();
         let end = self
             .read_body(&mut connection, &mut body, &mut reader, &mut answer)
             .await;
         answer.t_end_ns = Some(match (&end, connection.tap.last_read()) {
-            // What ended the body lay in the last read, unless the end was the
-            // connection's: then nothing arrived but the end itself.
-            (End::Clean, Some(read)) if !body_ends_with_connection(&connection) => read.t_ns,
+            // What ended the body lay in the last read, unless only the end of
+            // the connection tells: then nothing arrived but that.
+            (End::Clean, Some(read)) if delimited => read.t_ns,
             _ => self.worker.clock.now_ns(),
         });
         let clean = matches!(end, End::Clean);
@@ -402,7 +411,13 @@ impl<'a> Attempt<'a> {
             status: answer.status,
             error: end.error.clone(),
         }));
-        let row = response_row(self.assignment.request_id, self.attempt, answer, end, t_end_ns);
+        let row = response_row(
+            self.assignment.request_id,
+            self.attempt,
+            answer,
+            end,
+            t_end_ns,
+        );
         self.worker.record(|batch| batch.responses.push(row));
         Ending::Final
     }
@@ -433,9 +448,9 @@ fn header_str<'h>(headers: &'h HeaderMap, name: &header::HeaderName) -> Option<&
     headers.get(name).and_then(|value| value.to_str().ok())
 }
 
-/// True when nothing but the end of the connection told where the body ends.
-fn body_ends_with_connection(connection: &Connection) -> bool {
-    connection.sender.is_closed()
+/// True when the answer itself tells where its body ends.
+fn is_delimited(headers: &HeaderMap) -> bool {
+    headers.contains_key(header::CONTENT_LENGTH) || headers.contains_key(header::TRANSFER_ENCODING)
 }
 
 fn request_row(

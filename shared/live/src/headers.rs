@@ -62,7 +62,13 @@ mod tests {
     #[test]
     fn credentials_and_unknown_headers_stay_out() {
         let mut headers = HeaderMap::new();
-        for name in ["authorization", "cookie", "x-api-key", "api-key", "x-my-token"] {
+        for name in [
+            "authorization",
+            "cookie",
+            "x-api-key",
+            "api-key",
+            "x-my-token",
+        ] {
             headers.insert(name, HeaderValue::from_static("s3cret"));
         }
         headers.insert("content-type", HeaderValue::from_static("application/json"));

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use nix::cmsg_space;
 use nix::sys::socket::{
-    ControlMessageOwned, MsgFlags, Timestamps, TimestampingFlag, recvmsg, setsockopt, sockopt,
+    ControlMessageOwned, MsgFlags, TimestampingFlag, Timestamps, recvmsg, setsockopt, sockopt,
 };
 use tapedeck_clock::{RunClock, StampConverter};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
@@ -133,7 +133,8 @@ impl TapState {
         if self.reads.get() == 0 {
             self.last_write_ns.set(Some(now_ns));
         }
-        self.written_bytes.set(self.written_bytes.get() + bytes as u64);
+        self.written_bytes
+            .set(self.written_bytes.get() + bytes as u64);
         self.write_pending.set(false);
     }
 }
@@ -285,9 +286,7 @@ impl Tap {
 
     fn note_write(&self, result: &Poll<io::Result<usize>>) {
         match result {
-            Poll::Ready(Ok(bytes)) => self
-                .state
-                .note_write(*bytes, self.context.clock.now_ns()),
+            Poll::Ready(Ok(bytes)) => self.state.note_write(*bytes, self.context.clock.now_ns()),
             Poll::Ready(Err(_)) => {}
             Poll::Pending => self.state.write_pending.set(true),
         }

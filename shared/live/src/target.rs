@@ -66,7 +66,9 @@ pub enum TargetError {
         #[source]
         source: rustls::Error,
     },
-    #[error("no trusted certificates were found on this system\nhint: name a PEM file with --cacert")]
+    #[error(
+        "no trusted certificates were found on this system\nhint: name a PEM file with --cacert"
+    )]
     NoRoots,
     #[error("cannot set up TLS")]
     Tls(#[source] rustls::Error),
@@ -81,7 +83,9 @@ impl Target {
     /// When the scheme is unknown, the host does not resolve, or certificates
     /// cannot be read.
     pub fn resolve(url: &Url, options: &TlsOptions) -> Result<Self, TargetError> {
-        let host = url.host_str().ok_or_else(|| TargetError::NoHost(url.to_string()))?;
+        let host = url
+            .host_str()
+            .ok_or_else(|| TargetError::NoHost(url.to_string()))?;
         let tls = match url.scheme() {
             "http" => None,
             "https" => Some(Tls::new(host, options)?),

@@ -215,7 +215,9 @@ impl Watch {
                 return Poll::Ready(Ok(output));
             }
             self.register(cx);
-            self.kill.get().map_or(Poll::Pending, |k| Poll::Ready(Err(k)))
+            self.kill
+                .get()
+                .map_or(Poll::Pending, |k| Poll::Ready(Err(k)))
         })
         .await
     }

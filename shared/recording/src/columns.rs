@@ -98,10 +98,7 @@ fn block_runs(rows: &[RequestRow]) -> ArrayRef {
     let fields = block_run_fields();
     let values = StructBuilder::new(
         fields.clone(),
-        vec![
-            Box::new(Int64Builder::new()),
-            Box::new(Int32Builder::new()),
-        ],
+        vec![Box::new(Int64Builder::new()), Box::new(Int32Builder::new())],
     );
     let item = Field::new("item", DataType::Struct(fields), false);
     let mut builder = ListBuilder::new(values).with_field(item);
@@ -136,7 +133,11 @@ fn request_columns(rows: &[RequestRow]) -> Vec<ArrayRef> {
         strs(rows, |r| &r.url_path),
         opt_strs(rows, |r| r.query.as_ref()),
         opt_strs(rows, |r| r.model.as_ref()),
-        Arc::new(rows.iter().map(|r| Some(r.stream)).collect::<BooleanArray>()),
+        Arc::new(
+            rows.iter()
+                .map(|r| Some(r.stream))
+                .collect::<BooleanArray>(),
+        ),
         opt_i64s(rows, |r| r.t_scheduled_ns),
         opt_i64s(rows, |r| r.t_dispatched_ns),
         opt_i64s(rows, |r| r.t_received_ns),
@@ -453,7 +454,10 @@ impl<'a> Columns<'a> {
             source: self.str("source", row),
             name: self.str("name", row),
             labels: self.opt_map("labels", row),
-            value: self.column("value").as_primitive::<Float64Type>().value(row),
+            value: self
+                .column("value")
+                .as_primitive::<Float64Type>()
+                .value(row),
         }
     }
 
@@ -475,3 +479,6 @@ fn same_shape(found: &DataType, expected: &DataType) -> bool {
             (DataType::Map(..), DataType::Map(..)) | (DataType::List(_), DataType::List(_))
         )
 }
+
+#[cfg(test)]
+mod tests;

@@ -195,7 +195,11 @@ impl EventBatch {
             .requests
             .iter()
             .map(|r| r.body.as_ref().map_or(0, Bytes::len))
-            .chain(self.responses.iter().map(|r| r.body.as_ref().map_or(0, Bytes::len)))
+            .chain(
+                self.responses
+                    .iter()
+                    .map(|r| r.body.as_ref().map_or(0, Bytes::len)),
+            )
             .sum();
         bodies
             + self.chunks.payloads.len()

@@ -176,9 +176,7 @@ impl Host {
                 .ok()
                 .and_then(|n| u32::try_from(n.get()).ok()),
             kernel: line("/proc/sys/kernel/osrelease"),
-            clock_source: line(
-                "/sys/devices/system/clocksource/clocksource0/current_clocksource",
-            ),
+            clock_source: line("/sys/devices/system/clocksource/clocksource0/current_clocksource"),
         }
     }
 

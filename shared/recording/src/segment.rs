@@ -72,11 +72,10 @@ pub fn seal(
     let mut files = Vec::new();
     for table in Table::ALL {
         let file = format!("{}/{first_seq:012}-{last_seq:012}.parquet", table.name());
-        let batch =
-            to_batch(table, recording_id, events).map_err(|source| SealError::Arrow {
-                path: file.clone(),
-                source,
-            })?;
+        let batch = to_batch(table, recording_id, events).map_err(|source| SealError::Arrow {
+            path: file.clone(),
+            source,
+        })?;
         if batch.num_rows() > 0 || tables == Tables::All {
             write_file(&recording.join(&file), table, recording_id, &batch)?;
             files.push(describe(file, &batch));

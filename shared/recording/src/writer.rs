@@ -11,6 +11,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use tapedeck_clock::monotonic_ns;
+
 use crate::event::{EventBatch, MarkRow, TimestampSource};
 use crate::files;
 use crate::manifest::{ClockAnchor, Manifest, State};
@@ -105,6 +107,10 @@ impl Sink {
     ///
     /// # Errors
     /// The batch, when the queue is full or the writer has stopped.
+    #[expect(
+        clippy::result_large_err,
+        reason = "the batch goes back to a caller that counts what it drops"
+    )]
     pub fn try_push(&self, batch: EventBatch) -> Result<(), EventBatch> {
         self.gauges.queued_batches.fetch_add(1, Ordering::Relaxed);
         self.queue.try_send(Message::Events(batch)).map_err(|e| {
@@ -175,6 +181,8 @@ impl Writer {
             gauges: Arc::clone(&gauges),
             open: EventBatch::default(),
             open_rows: 0,
+            open_bytes: 0,
+            cut_at_ns: cut_at_ns(limits.age),
             next_seq: 0,
             sealed_all_tables: false,
         };
@@ -226,6 +234,10 @@ fn store(manifest: &Manifest, dir: &Path) -> Result<(), WriteError> {
     })
 }
 
+fn cut_at_ns(age: Duration) -> i64 {
+    monotonic_ns().saturating_add(i64::try_from(age.as_nanos()).unwrap_or(i64::MAX))
+}
+
 struct WriterState {
     dir: PathBuf,
     manifest: Manifest,
@@ -233,6 +245,9 @@ struct WriterState {
     gauges: Arc<Gauges>,
     open: EventBatch,
     open_rows: usize,
+    open_bytes: usize,
+    /// When the open segment is cut for its age, absolute monotonic ns.
+    cut_at_ns: i64,
     /// Number of the first row of the open segment.
     next_seq: u64,
     sealed_all_tables: bool,
@@ -249,7 +264,9 @@ impl WriterState {
 
     fn drain(&mut self, queue: &Receiver<Message>) -> Result<(), WriteError> {
         loop {
-            match queue.recv_timeout(self.limits.age) {
+            let left_ns = self.cut_at_ns.saturating_sub(monotonic_ns());
+            let left = Duration::from_nanos(u64::try_from(left_ns).unwrap_or(0));
+            match queue.recv_timeout(left) {
                 Ok(message) => {
                     self.gauges.queued_batches.fetch_sub(1, Ordering::Relaxed);
                     match message {
@@ -268,8 +285,13 @@ impl WriterState {
         self.note_sources(&batch);
         self.note_drops(&batch.marks);
         self.open_rows += batch.len();
+        self.open_bytes += batch.size_bytes();
         self.open.append(&mut batch);
-        if self.open_rows >= self.limits.rows || self.open.size_bytes() >= self.limits.bytes {
+        // A busy queue never times out, so the age is looked at here too.
+        if self.open_rows >= self.limits.rows
+            || self.open_bytes >= self.limits.bytes
+            || monotonic_ns() >= self.cut_at_ns
+        {
             self.cut(Tables::NonEmpty, State::Open)?;
         }
         Ok(())
@@ -280,7 +302,10 @@ impl WriterState {
         let arrived = batch.responses.iter().filter(|r| r.t_headers_ns.is_some());
         for source in arrived.map(|r| r.timestamp_source) {
             let word = source.as_str();
-            let known = self.manifest.timestamp_source.get_or_insert(word.to_owned());
+            let known = self
+                .manifest
+                .timestamp_source
+                .get_or_insert(word.to_owned());
             if known != word {
                 *known = "mixed".to_owned();
             }
@@ -300,18 +325,26 @@ impl WriterState {
 
     /// Seals the open segment, all tables on one cut, and stores the manifest.
     fn cut(&mut self, tables: Tables, state: State) -> Result<(), WriteError> {
+        self.cut_at_ns = cut_at_ns(self.limits.age);
         let rows = self.open_rows as u64;
         if rows == 0 && tables == Tables::NonEmpty {
             return Ok(());
         }
         let last_seq = self.next_seq + rows.saturating_sub(1);
         let id = self.manifest.recording_id.clone();
-        let files = seal(&self.dir, &id, (self.next_seq, last_seq), &self.open, tables)?;
+        let files = seal(
+            &self.dir,
+            &id,
+            (self.next_seq, last_seq),
+            &self.open,
+            tables,
+        )?;
         self.sealed_all_tables |= tables == Tables::All;
         self.manifest.segments.extend(files);
         self.manifest.state = state;
         self.open = EventBatch::default();
         self.open_rows = 0;
+        self.open_bytes = 0;
         self.next_seq += rows;
         store(&self.manifest, &self.dir)
     }
@@ -320,3 +353,6 @@ impl WriterState {
         self.cut(Tables::All, State::Sealed)
     }
 }
+
+#[cfg(test)]
+mod tests;

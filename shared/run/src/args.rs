@@ -153,7 +153,10 @@ pub enum Content {
 }
 
 pub fn parse_api(text: &str) -> Result<Api, String> {
-    let aliases = [("openai", Api::OpenAiCompletions), ("vllm", Api::OpenAiCompletions)];
+    let aliases = [
+        ("openai", Api::OpenAiCompletions),
+        ("vllm", Api::OpenAiCompletions),
+    ];
     let known = Api::ALL.iter().copied();
     known
         .map(|api| (api.as_str(), api))

@@ -13,7 +13,10 @@ use crate::args::TargetArgs;
 /// When the server does not answer or lists none.
 pub(crate) fn first_model(url: &Url, target: &TargetArgs, timeouts: &Timeouts) -> Result<String> {
     let mut models = url.clone();
-    let prefix = url.path().split_once("/v1").map_or("", |(prefix, _)| prefix);
+    let prefix = url
+        .path()
+        .split_once("/v1")
+        .map_or("", |(prefix, _)| prefix);
     models.set_path(&format!("{prefix}/v1/models"));
     models.set_query(None);
     let runtime = tokio::runtime::Builder::new_current_thread()

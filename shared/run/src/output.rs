@@ -27,7 +27,10 @@ pub struct Outcome {
 /// # Errors
 /// When the folder is not empty.
 pub fn root(output: &OutputArgs, command: &str) -> Result<PathBuf> {
-    let root = output.out.clone().unwrap_or_else(|| default_out(&output.name_or(command)));
+    let root = output
+        .out
+        .clone()
+        .unwrap_or_else(|| default_out(&output.name_or(command)));
     if root.exists() && (!root.is_dir() || root.read_dir()?.next().is_some()) {
         bail!(
             "--out {} is not an empty folder\nhint: choose another, recordings are never overwritten",
@@ -46,7 +49,10 @@ pub fn content_hash(requests: &[Arc<PreparedRequest>]) -> String {
 
 fn default_out(name: &str) -> PathBuf {
     let safe = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    let name: String = name.chars().map(|c| if safe(c) { c } else { '-' }).collect();
+    let name: String = name
+        .chars()
+        .map(|c| if safe(c) { c } else { '-' })
+        .collect();
     PathBuf::from("recordings").join(format!("{}-{name}", utc_now()))
 }
 
@@ -100,7 +106,11 @@ fn verdict(done: &[Outcome]) -> Ending {
                 outcome.path.display()
             );
             for failure in outcome.failures.iter().take(3) {
-                eprintln!("  request {}: {}", failure.request_id, failure_text(failure));
+                eprintln!(
+                    "  request {}: {}",
+                    failure.request_id,
+                    failure_text(failure)
+                );
             }
         }
     }

@@ -12,9 +12,9 @@ use tapedeck_live::headers::recorded_headers;
 use tapedeck_live::{PreparedRequest, Timeouts, TlsOptions};
 use tapedeck_recording::body_hash;
 use tapedeck_wire::openai::Api;
+use tapedeck_workload::BodyOptions;
 use tapedeck_workload::body::{BuiltBody, build};
 use tapedeck_workload::prompts::Item;
-use tapedeck_workload::BodyOptions;
 use url::Url;
 
 use crate::args::{BodyArgs, ConnectionArgs, TargetArgs};
@@ -25,8 +25,12 @@ use crate::secrets::{mask_query, mask_url};
 /// # Errors
 /// When the URL does not parse.
 pub fn endpoint(url: &str, target: &TargetArgs) -> Result<Url> {
-    let mut url = Url::parse(url)
-        .with_context(|| format!("--url {} is not a URL\nhint: http://host:port, or sim:", mask_url(url)))?;
+    let mut url = Url::parse(url).with_context(|| {
+        format!(
+            "--url {} is not a URL\nhint: http://host:port, or sim:",
+            mask_url(url)
+        )
+    })?;
     let own = url.path().trim_end_matches('/').to_owned();
     if let Some(path) = &target.endpoint {
         url.set_path(path);
@@ -59,9 +63,18 @@ pub fn body_options(body: &BodyArgs, model: Option<String>) -> Result<BodyOption
     set("temperature", number("--temperature", body.temperature)?);
     set("top_p", number("--top-p", body.top_p)?);
     set("top_k", json!(body.top_k));
-    set("frequency_penalty", number("--frequency-penalty", body.frequency_penalty)?);
-    set("presence_penalty", number("--presence-penalty", body.presence_penalty)?);
-    set("repetition_penalty", number("--repetition-penalty", body.repetition_penalty)?);
+    set(
+        "frequency_penalty",
+        number("--frequency-penalty", body.frequency_penalty)?,
+    );
+    set(
+        "presence_penalty",
+        number("--presence-penalty", body.presence_penalty)?,
+    );
+    set(
+        "repetition_penalty",
+        number("--repetition-penalty", body.repetition_penalty)?,
+    );
     set("n", json!(body.n_choices));
     set("seed", json!(body.sampling_seed));
     if body.ignore_eos {
@@ -97,7 +110,9 @@ fn number(flag: &str, value: Option<f64>) -> Result<Value> {
 pub fn timeouts(connection: &ConnectionArgs) -> Timeouts {
     Timeouts {
         connect: connection.connect_timeout,
-        first_byte: connection.first_byte_timeout.unwrap_or(connection.read_timeout),
+        first_byte: connection
+            .first_byte_timeout
+            .unwrap_or(connection.read_timeout),
         read: connection.read_timeout,
         total: connection.total_timeout,
     }
@@ -138,7 +153,9 @@ impl RequestBuilder {
         };
         Ok(Self {
             api: target.api,
-            uri: path.parse().with_context(|| format!("path {} cannot be sent", url.path()))?,
+            uri: path
+                .parse()
+                .with_context(|| format!("path {} cannot be sent", url.path()))?,
             url_path: url.path().into(),
             query: url.query().map(|q| mask_query(q).into()),
             headers: headers(host, target)?,
@@ -199,8 +216,9 @@ fn headers(host: &str, target: &TargetArgs) -> Result<HeaderMap> {
     );
     if let Some(key) = &target.api_key {
         // The value itself stays out of the message: it is a secret.
-        let mut value = HeaderValue::from_str(&format!("Bearer {key}"))
-            .map_err(|_| anyhow::anyhow!("--api-key holds characters that a header cannot carry"))?;
+        let mut value = HeaderValue::from_str(&format!("Bearer {key}")).map_err(|_| {
+            anyhow::anyhow!("--api-key holds characters that a header cannot carry")
+        })?;
         value.set_sensitive(true);
         headers.insert(header::AUTHORIZATION, value);
     }

@@ -6,7 +6,15 @@ const MASK: &str = "***";
 
 /// Parts of a name that mark its value as a secret.
 const SECRET_PARTS: &[&str] = &[
-    "key", "token", "secret", "sig", "auth", "pass", "credential", "cookie", "session",
+    "key",
+    "token",
+    "secret",
+    "sig",
+    "auth",
+    "pass",
+    "credential",
+    "cookie",
+    "session",
 ];
 
 fn is_secret(name: &str) -> bool {

@@ -52,7 +52,10 @@ mod tests {
 
     fn gaps_s(process: ArrivalProcess, n: usize) -> Vec<f64> {
         let offsets: Vec<i64> = process.offsets_ns(7).take(n).collect();
-        offsets.windows(2).map(|w| (w[1] - w[0]) as f64 / 1e9).collect()
+        offsets
+            .windows(2)
+            .map(|w| (w[1] - w[0]) as f64 / 1e9)
+            .collect()
     }
 
     fn mean_and_cv(values: &[f64]) -> (f64, f64) {
@@ -83,8 +86,14 @@ mod tests {
                 burstiness,
             };
             let (mean, seen_cv) = mean_and_cv(&gaps_s(process, 20_000));
-            assert!((mean * 200.0 - 1.0).abs() < 0.05, "mean of shape {burstiness}");
-            assert!((seen_cv / cv - 1.0).abs() < 0.05, "cv of shape {burstiness}");
+            assert!(
+                (mean * 200.0 - 1.0).abs() < 0.05,
+                "mean of shape {burstiness}"
+            );
+            assert!(
+                (seen_cv / cv - 1.0).abs() < 0.05,
+                "cv of shape {burstiness}"
+            );
         }
     }
 
@@ -102,7 +111,9 @@ mod tests {
             .enumerate()
             .map(|(i, gap)| {
                 let expected = 1.0 - (-gap * 100.0).exp();
-                (expected - i as f64 / n).abs().max((expected - (i + 1) as f64 / n).abs())
+                (expected - i as f64 / n)
+                    .abs()
+                    .max((expected - (i + 1) as f64 / n).abs())
             })
             .fold(0.0, f64::max);
         // 1 % critical value of the one-sample test.
@@ -123,6 +134,11 @@ mod tests {
 
     #[test]
     fn at_once_is_all_zero() {
-        assert!(ArrivalProcess::AtOnce.offsets_ns(3).take(50).all(|o| o == 0));
+        assert!(
+            ArrivalProcess::AtOnce
+                .offsets_ns(3)
+                .take(50)
+                .all(|o| o == 0)
+        );
     }
 }

@@ -79,7 +79,10 @@ fn start(api: Api, item: &Item) -> Map<String, Value> {
             body.extend(own.clone());
         }
         (Item::Text(text), Api::OpenAiChat) => {
-            body.insert("messages".into(), json!([{"role": "user", "content": text}]));
+            body.insert(
+                "messages".into(),
+                json!([{"role": "user", "content": text}]),
+            );
         }
         (Item::Text(text), Api::OpenAiCompletions) => {
             body.insert("prompt".into(), json!(text));
@@ -107,7 +110,9 @@ fn finish(mut body: Map<String, Value>) -> BuiltBody {
     if body.get("model").is_some_and(Value::is_null) {
         body.shift_remove("model");
     }
-    let limit = LIMIT_FIELDS.iter().find_map(|field| body.get(*field)?.as_i64());
+    let limit = LIMIT_FIELDS
+        .iter()
+        .find_map(|field| body.get(*field)?.as_i64());
     BuiltBody {
         model: body.get("model").and_then(Value::as_str).map(str::to_owned),
         stream: body.get("stream").and_then(Value::as_bool).unwrap_or(false),
@@ -144,9 +149,17 @@ mod tests {
     #[test]
     fn a_body_of_the_data_set_keeps_what_no_flag_names() {
         let own = json!({"model":"theirs","prompt":"p","stream":false,"max_tokens":9,"user":"u"});
-        let Value::Object(own) = own else { unreachable!() };
+        let Value::Object(own) = own else {
+            unreachable!()
+        };
         let item = Item::Body(own);
-        let kept = built(&item, &BodyOptions { include_usage: true, ..BodyOptions::default() });
+        let kept = built(
+            &item,
+            &BodyOptions {
+                include_usage: true,
+                ..BodyOptions::default()
+            },
+        );
         assert_eq!(kept["model"], "theirs");
         assert_eq!(kept["stream"], false);
         assert_eq!(kept["max_tokens"], 9);

@@ -117,7 +117,10 @@ fn open(path: &Path) -> Result<Box<dyn BufRead>, WorkloadError> {
         source,
     };
     let mut file = BufReader::new(File::open(path).map_err(read_error)?);
-    let gzip = file.fill_buf().map_err(read_error)?.starts_with(&[0x1f, 0x8b]);
+    let gzip = file
+        .fill_buf()
+        .map_err(read_error)?
+        .starts_with(&[0x1f, 0x8b]);
     Ok(if gzip {
         Box::new(BufReader::new(MultiGzDecoder::new(file)))
     } else {
@@ -158,7 +161,9 @@ fn parse_line(bytes: &[u8]) -> Result<Option<Item>, String> {
                 Ok(Some(Item::Messages(messages)))
             }
             Ok(_) => Err("an array whose elements are not messages".to_owned()),
-            Err(e) => Err(format!("begins like an array of messages but is not one: {e}")),
+            Err(e) => Err(format!(
+                "begins like an array of messages but is not one: {e}"
+            )),
         },
         Some(_) => Ok(Some(Item::Text(line.to_owned()))),
     }
@@ -171,7 +176,10 @@ mod tests {
     #[test]
     fn a_line_is_text_messages_or_a_body() {
         assert_eq!(parse_line(b"  \r\n"), Ok(None));
-        assert_eq!(parse_line(b"hello\r\n"), Ok(Some(Item::Text("hello".into()))));
+        assert_eq!(
+            parse_line(b"hello\r\n"),
+            Ok(Some(Item::Text("hello".into())))
+        );
         assert!(matches!(
             parse_line(br#"[{"role":"user","content":"x"}]"#),
             Ok(Some(Item::Messages(m))) if m.len() == 1

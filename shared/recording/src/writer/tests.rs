@@ -1,0 +1,192 @@
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::event::{ChunkKind, ChunkRow, SampleRow};
+use crate::manifest::Host;
+use crate::reader::{Recording, read_file};
+use crate::schema::{FORMAT_VERSION, Table};
+
+fn manifest() -> Manifest {
+    Manifest {
+        format_version: FORMAT_VERSION,
+        recording_id: crate::new_recording_id(),
+        name: "test".into(),
+        labels: BTreeMap::new(),
+        tool: "test".into(),
+        state: State::Open,
+        wall_clock_start: String::new(),
+        monotonic_start_ns: 0,
+        boot_id: None,
+        anchors: Vec::new(),
+        timestamp_source: None,
+        command: Vec::new(),
+        target: None,
+        settings: serde_json::Value::Null,
+        workload: None,
+        host: Host::default(),
+        segments: Vec::new(),
+        dropped_events: 0,
+    }
+}
+
+fn limits(rows: usize) -> SegmentLimits {
+    SegmentLimits {
+        rows,
+        ..SegmentLimits::default()
+    }
+}
+
+fn chunks(count: i32) -> EventBatch {
+    let mut batch = EventBatch::default();
+    for chunk_index in 0..count {
+        let row = ChunkRow {
+            request_id: 7,
+            attempt: 0,
+            chunk_index,
+            read_index: chunk_index,
+            choice_index: None,
+            t_ns: 10,
+            t_seen_ns: 10,
+            t_forwarded_ns: None,
+            kind: ChunkKind::Content,
+            event: None,
+            event_id: None,
+            tokens: None,
+            bytes: 1,
+            payload: None,
+        };
+        batch.chunks.push(row, Some(b"x"));
+    }
+    batch.samples.push(SampleRow {
+        t_ns: 11,
+        source: "client".into(),
+        name: "n".into(),
+        labels: None,
+        value: 1.0,
+    });
+    batch
+}
+
+#[test]
+fn all_tables_are_cut_at_the_same_rows_and_none_is_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let writer = Writer::create(dir.path(), manifest(), limits(10)).unwrap();
+    for _ in 0..5 {
+        writer.sink().push(chunks(3)).unwrap();
+    }
+    let manifest = writer.finish().unwrap();
+    assert_eq!(manifest.state, State::Sealed);
+    let recording = Recording::open(dir.path()).unwrap();
+    let names = |table| {
+        let files = recording.files(table).unwrap();
+        let names = files
+            .iter()
+            .map(|f| f.file_name().unwrap().to_str().unwrap().to_owned());
+        names.collect::<Vec<_>>()
+    };
+    // 4 rows a batch, cut at 12, the rest at the end with all five tables.
+    let cuts = [
+        "000000000000-000000000011.parquet",
+        "000000000012-000000000019.parquet",
+    ];
+    assert_eq!(names(Table::Chunks), cuts);
+    assert_eq!(names(Table::Samples), cuts);
+    assert_eq!(names(Table::Requests), cuts[1..]);
+    assert_eq!(recording.rows(Table::Chunks).unwrap().chunks.rows.len(), 15);
+    assert_eq!(recording.rows(Table::Samples).unwrap().samples.len(), 5);
+    assert_eq!(recording.manifest.rows(Table::Chunks), 15);
+}
+
+#[test]
+fn a_quiet_recording_is_cut_by_age_though_rows_keep_coming() {
+    let dir = tempfile::tempdir().unwrap();
+    let age = SegmentLimits {
+        age: Duration::from_nanos(1),
+        ..SegmentLimits::default()
+    };
+    let writer = Writer::create(dir.path(), manifest(), age).unwrap();
+    for _ in 0..3 {
+        writer.sink().push(chunks(1)).unwrap();
+    }
+    writer.finish().unwrap();
+    let recording = Recording::open(dir.path()).unwrap();
+    assert!(recording.files(Table::Samples).unwrap().len() >= 3);
+}
+
+#[test]
+fn an_empty_recording_still_has_its_five_tables() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("new/one");
+    Writer::create(&out, manifest(), limits(10))
+        .unwrap()
+        .finish()
+        .unwrap();
+    let recording = Recording::open(&out).unwrap();
+    for table in Table::ALL {
+        let files = recording.files(table).unwrap();
+        assert_eq!(files.len(), 1, "{}", table.name());
+        assert!(
+            read_file(&files[0])
+                .unwrap()
+                .iter()
+                .all(|b| b.num_rows() == 0)
+        );
+    }
+}
+
+#[test]
+fn a_folder_that_holds_anything_is_refused_and_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("precious"), "x").unwrap();
+    let refused = Writer::create(dir.path(), manifest(), limits(10));
+    assert!(matches!(refused, Err(WriteError::NotEmpty(_))));
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn a_disk_that_refuses_ends_the_writer_and_says_why() {
+    let dir = tempfile::tempdir().unwrap();
+    let writer = Writer::create(dir.path(), manifest(), limits(4)).unwrap();
+    // A file where a folder must be is refused to every user, root included.
+    std::fs::write(dir.path().join("chunks"), "in the way").unwrap();
+    let sink = writer.sink();
+    while sink.push(chunks(3)).is_ok() {}
+    let error = writer.finish().unwrap_err();
+    assert!(
+        matches!(error, WriteError::Seal(SealError::Io { .. })),
+        "{error}"
+    );
+}
+
+#[test]
+fn only_the_owner_can_read_a_recording() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("r");
+    Writer::create(&out, manifest(), limits(10))
+        .unwrap()
+        .finish()
+        .unwrap();
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&out), 0o700);
+    assert_eq!(mode(&out.join("recording.json")), 0o600);
+    let files = Recording::open(&out).unwrap().files(Table::Marks).unwrap();
+    assert_eq!(mode(&files[0]), 0o600);
+}
+
+#[test]
+fn dropped_events_are_counted_in_the_manifest() {
+    let dir = tempfile::tempdir().unwrap();
+    let writer = Writer::create(dir.path(), manifest(), limits(10)).unwrap();
+    let mark = MarkRow {
+        t_ns: 1,
+        name: "dropped".into(),
+        detail: Some(r#"{"events":17}"#.into()),
+    };
+    let batch = EventBatch {
+        marks: vec![mark],
+        ..EventBatch::default()
+    };
+    writer.sink().push(batch).unwrap();
+    assert_eq!(writer.finish().unwrap().dropped_events, 17);
+}
