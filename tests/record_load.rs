@@ -306,3 +306,23 @@ fn a_sweep_makes_one_recording_a_level() {
     assert_eq!(sent, [5, 17]);
     assert!(ran.stdout.contains("TTFT"));
 }
+
+#[test]
+fn waiting_for_a_slot_is_load_and_not_lateness_of_the_client() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("r");
+    let line = format!(
+        "load --url sim:?ttft_ms=50&itl_ms=1&tokens=2 --prompt x --rate -1 --parallel 1 --number 8 --json --out {}",
+        out.display()
+    );
+    run_line("record", &line).expect(0);
+    let sql = "SELECT verdict, dispatch_lag_ms_p99 IS NULL AS unknown,
+        (SELECT max(queue_delay_ms) FROM request_latency) > 100 AS waited
+        FROM verdict JOIN schedule_lag USING (recording_id)";
+    let shown = run(
+        "analyze",
+        ["query", out.to_str().unwrap(), sql, "--format", "csv"],
+    )
+    .expect(0);
+    assert_eq!(shown.stdout.lines().last(), Some("ok,true,true"));
+}

@@ -383,6 +383,7 @@ fn recordings_schema() -> SchemaRef {
         ("dropped_events", DataType::Int64),
         ("missing_segments", DataType::Int64),
         ("timestamp_source", DataType::Utf8),
+        ("waits_for_slots", DataType::Boolean),
         ("settings", DataType::Utf8),
     ])
 }
@@ -401,8 +402,17 @@ struct RecordingRow<'a> {
     /// Files that the manifest lists and the disk does not have.
     missing_segments: usize,
     timestamp_source: Option<&'a str>,
+    /// Arrivals had a schedule and a cap on requests in flight: waiting for a
+    /// slot is part of such a load, not lateness of the client.
+    waits_for_slots: bool,
     /// JSON.
     settings: String,
+}
+
+fn waits_for_slots(settings: &serde_json::Value) -> bool {
+    let is_set = |name: &str| settings.get(name).is_some_and(|v| !v.is_null());
+    let all_at_once = settings.get("all_at_once") == Some(&true.into());
+    is_set("parallel") && (is_set("rate_per_s") || all_at_once)
 }
 
 impl<'a> RecordingRow<'a> {
@@ -422,6 +432,7 @@ impl<'a> RecordingRow<'a> {
             dropped_events: manifest.dropped_events,
             missing_segments: missing.count(),
             timestamp_source: manifest.timestamp_source.as_deref(),
+            waits_for_slots: waits_for_slots(&manifest.settings),
             settings: manifest.settings.to_string(),
         }
     }

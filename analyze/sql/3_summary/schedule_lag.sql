@@ -1,7 +1,7 @@
 -- schedule_lag: one row per recording: how late this client was, at sending and at reading.
 -- Reads: recordings, chunks, outcome.
 --   recording_id          TEXT    -         -      Key.
---   dispatched            BIGINT  requests  -      Measured requests with a schedule.
+--   dispatched            BIGINT  requests  -      Measured requests with a schedule and no slot to wait for.
 --   dispatch_lag_ms_p50   DOUBLE  ms        lower  Median of dispatched minus scheduled.
 --   dispatch_lag_ms_p99   DOUBLE  ms        lower  99th percentile.
 --   dispatch_lag_ms_max   DOUBLE  ms        lower  Worst.
@@ -13,12 +13,15 @@ CREATE VIEW schedule_lag AS
 WITH
 dispatch AS (
   SELECT
-    recording_id,
-    (t_dispatched_ns - t_scheduled_ns) / 1e6 AS lag_ms
-  FROM outcome
-  WHERE measured
-    AND t_scheduled_ns IS NOT NULL
-    AND t_dispatched_ns IS NOT NULL
+    o.recording_id,
+    (o.t_dispatched_ns - o.t_scheduled_ns) / 1e6 AS lag_ms
+  FROM outcome AS o
+  JOIN recordings AS g ON g.recording_id = o.recording_id
+  -- A wait for a slot is part of a capped open loop: it says nothing of lateness.
+  WHERE NOT g.waits_for_slots
+    AND o.measured
+    AND o.t_scheduled_ns IS NOT NULL
+    AND o.t_dispatched_ns IS NOT NULL
 ),
 dispatch_stat AS (
   SELECT
