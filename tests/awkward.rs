@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 use std::fs;
 
-use tapedeck_recording::{ChunkKind, ChunkRow, EventBatch, Recording, ResponseRow, Table};
+use tapedeck_recording::{ChunkKind, ChunkRow, EventBatch, Outcome, Recording, ResponseRow, Table};
 
 use crate::support::answers::{Answer, all, script};
 use crate::support::mock_llm::{MockLlm, Served};
@@ -128,6 +128,18 @@ fn differences(
         response.malformed_chunks.to_string(),
         expect.malformed_chunks.to_string(),
     );
+    // A body that is held open after [DONE] does not lengthen the answer.
+    let last = recorded.events.chunks.rows.iter();
+    let last = last
+        .filter(|c| (c.request_id, c.attempt) == (response.request_id, response.attempt))
+        .map(|c| c.t_ns)
+        .max();
+    if let (Outcome::Ok, Some(last)) = (response.outcome, last) {
+        let after_ms = (response.t_end_ns.unwrap() - last) / 1_000_000;
+        if !(0..500).contains(&after_ms) {
+            write!(wrong, "ended {after_ms} ms after its last chunk; ").unwrap();
+        }
+    }
     let arrival = content.iter().map(|c| recorded.absolute(c.t_ns)).min();
     match (arrival, expect.ttft_from) {
         (None, None) => {}

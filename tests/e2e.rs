@@ -1,6 +1,14 @@
 //! All tests that need more than one crate, in one binary.
+#![allow(
+    clippy::unwrap_used,
+    reason = "clippy excuses functions marked #[test], not the helpers they share"
+)]
 
 mod awkward;
+#[allow(
+    clippy::too_many_lines,
+    reason = "a table of bad inputs and their messages is as long as it has rows"
+)]
 mod failures;
 mod metrics;
 mod oracle;
@@ -8,6 +16,7 @@ mod readme;
 mod record_load;
 mod replay_run;
 mod report;
+mod slo;
 mod support;
 mod tidy;
 mod tls;

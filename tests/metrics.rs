@@ -3,7 +3,8 @@
 //! An `.slt` file builds recordings from literal rows and asks the views:
 //!
 //! ```text
-//! recording NAME [dropped=N]      begins a recording
+//! recording NAME [dropped=N] [SETTING=JSON…]   begins a recording; settings, where
+//!                                 given, replace the default ones
 //! TABLE: column column …          then one row per line, up to an empty line;
 //! 1 2.5ms -                       `-` is NULL, ms and s make ns, other columns take defaults;
 //! # comment                       here or between blocks
@@ -83,9 +84,19 @@ impl Script {
     }
 
     fn recording(&mut self, words: &str) {
-        let (name, dropped) = words.split_once(" dropped=").unwrap_or((words, "0"));
-        let mut manifest = recording::manifest(name);
-        manifest.dropped_events = dropped.parse().unwrap();
+        let mut words = words.split_whitespace();
+        let mut manifest = recording::manifest(words.next().expect("a name"));
+        let mut settings = Map::new();
+        for word in words {
+            let (key, value) = word.split_once('=').expect("KEY=VALUE");
+            match key {
+                "dropped" => manifest.dropped_events = value.parse().unwrap(),
+                _ => drop(settings.insert(key.into(), serde_json::from_str(value).unwrap())),
+            }
+        }
+        if !settings.is_empty() {
+            manifest.settings = settings.into();
+        }
         self.recordings.push((manifest, EventBatch::default()));
     }
 

@@ -169,6 +169,10 @@ fn keep_alive_is_used_and_closed_connections_are_noticed() {
     };
     run_line("record", &line(&mock.url(), "kept")).expect(0);
     assert_eq!(mock.connections(), 1, "20 requests on one connection");
+    // A free slot goes to the worker that holds its connection.
+    let several = line(&mock.url(), "workers") + " --workers 4 --parallel 2";
+    run_line("record", &several).expect(0);
+    assert_eq!(mock.connections(), 3, "one more for each of two slots");
 
     let closing = MockLlm::start(Script::always(answer_then_close()));
     run_line("record", &line(&closing.url(), "closed")).expect(0);

@@ -10,6 +10,7 @@ use tapedeck_analyze::{Error, Format, Parameters, Session, Slo, session};
 use tapedeck_recording::manifest::{Manifest, State};
 use tapedeck_recording::{ChunkKind, EventBatch, Outcome, Phase, Recording};
 
+use crate::support::programs::run;
 use crate::support::recording::{self, MS, chunk, request, response};
 
 fn block_on<T>(future: impl Future<Output = T>) -> T {
@@ -249,6 +250,54 @@ fn newer_formats_are_refused_with_both_versions() {
 }
 
 #[test]
+fn a_listing_shows_readable_recordings_beside_unreadable_ones() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().to_str().unwrap();
+    let good = write(&dir.path().join("good"), sound_events());
+    let id = Manifest::load(&good).unwrap().recording_id;
+    let newer = write(&dir.path().join("newer"), EventBatch::default());
+    edit_manifest(&newer, |m| m.format_version = 2);
+    let copy = write(&dir.path().join("other/copy"), EventBatch::default());
+    edit_manifest(&copy, |m| m.recording_id = id);
+    let torn = write(&dir.path().join("torn"), sound_events());
+    let segment = torn.join(&Manifest::load(&torn).unwrap().segments[0].file);
+    fs::write(segment, b"PAR1 no more PAR1").unwrap();
+    write(&dir.path().join("zero"), EventBatch::default());
+
+    let ran = run("analyze", ["ls", root]).expect(0);
+    let row = |name: &str| {
+        let path = dir.path().join(name).display().to_string();
+        let mut lines = ran.stdout.lines();
+        let line = lines.find(|line| line.split_whitespace().any(|word| word == path));
+        line.unwrap_or_else(|| panic!("no {name} in {}", ran.stdout))
+    };
+    assert!(row("good").contains(" ok "), "{}", ran.stdout);
+    assert!(!row("zero").contains("not read"), "{}", ran.stdout);
+    for (name, why) in [
+        ("newer", "format version 2"),
+        ("other/copy", "are the same recording"),
+        ("torn", "is not a sealed segment"),
+    ] {
+        assert!(row(name).contains("not read"), "{}", ran.stdout);
+        let opening = format!("{}: error: ", dir.path().join(name).display());
+        let told = ran.stderr.lines().find(|line| line.starts_with(&opening));
+        assert!(told.is_some_and(|t| t.contains(why)), "{}", ran.stderr);
+    }
+}
+
+#[test]
+fn a_listing_of_nothing_readable_has_failed() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().to_str().unwrap();
+    let nothing = run("analyze", ["ls", root]).expect(2).stderr;
+    assert!(nothing.contains("no recording at"), "{nothing}");
+    let newer = write(&dir.path().join("newer"), EventBatch::default());
+    edit_manifest(&newer, |m| m.format_version = 2);
+    let ran = run("analyze", ["ls", root]).expect(2);
+    assert!(ran.stdout.contains("not read"), "{}", ran.stdout);
+}
+
+#[test]
 fn a_query_cannot_change_anything() {
     let dir = tempfile::tempdir().unwrap();
     let path = write(&dir.path().join("r"), sound_events());
@@ -316,7 +365,7 @@ fn every_broken_invariant_of_the_rows_is_named_with_its_request() {
     // Rows 3..6 of the chunks are those of request 1.
     assert_found("duplicate_request", |e| e.requests.push(request(1, 5 * MS)));
     assert_found("duplicate_response", |e| {
-        e.responses.push(e.responses[1].clone())
+        e.responses.push(e.responses[1].clone());
     });
     assert_found("duplicate_chunk", |e| e.chunks.rows[4].chunk_index = 0);
     assert_found("chunk_index_gap", |e| e.chunks.rows[5].chunk_index = 7);
@@ -325,12 +374,53 @@ fn every_broken_invariant_of_the_rows_is_named_with_its_request() {
     assert_found("seen_before_arrival", |e| e.chunks.rows[4].t_seen_ns = 0);
     assert_found("chunk_before_sent", |e| e.chunks.rows[3].t_ns = 4 * MS);
     assert_found("end_before_chunk", |e| {
-        e.responses[1].t_end_ns = Some(30 * MS)
+        e.responses[1].t_end_ns = Some(30 * MS);
     });
     assert_found("chunk_count", |e| e.responses[1].chunk_count = 4);
     assert_found("negative_length", |e| e.chunks.rows[4].bytes = -1);
     assert_found("response_without_request", |e| drop(e.requests.remove(1)));
     assert_found("chunk_without_request", |e| drop(e.requests.remove(1)));
+}
+
+/// A comment inside an unfinished event is recorded before that event and may
+/// come in a later read than the event's last byte.
+fn with_a_comment_inside_an_event() -> EventBatch {
+    let mut events = sound_events();
+    let [_, comment, event] = &mut events.chunks.rows[3..6] else {
+        panic!("request 1 has three chunks");
+    };
+    comment.kind = ChunkKind::Comment;
+    std::mem::swap(&mut comment.t_ns, &mut event.t_ns);
+    std::mem::swap(&mut comment.t_seen_ns, &mut event.t_seen_ns);
+    std::mem::swap(&mut comment.read_index, &mut event.read_index);
+    events
+}
+
+#[test]
+fn a_comment_inside_an_unfinished_event_is_sound() {
+    let dir = tempfile::tempdir().unwrap();
+    for kind in [ChunkKind::Comment, ChunkKind::Other, ChunkKind::Error] {
+        let mut events = with_a_comment_inside_an_event();
+        events.chunks.rows[4].kind = kind;
+        let path = write(&dir.path().join(kind.as_str()), events);
+        assert_eq!(findings(&path), [], "{kind:?}");
+    }
+}
+
+#[test]
+fn content_that_goes_backwards_past_a_comment_is_found() {
+    let before_the_first = |e: &mut EventBatch| {
+        *e = with_a_comment_inside_an_event();
+        let first = &mut e.chunks.rows[3];
+        (first.read_index, first.t_ns, first.t_seen_ns) = (2, 45 * MS, 45 * MS);
+    };
+    assert_found("time_backwards", before_the_first);
+    assert_found("read_index_backwards", before_the_first);
+    let below_zero = |e: &mut EventBatch| {
+        *e = with_a_comment_inside_an_event();
+        e.chunks.rows[4].read_index = -1;
+    };
+    assert_found("read_index_backwards", below_zero);
 }
 
 #[test]

@@ -77,7 +77,8 @@ fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// Files of our own under `member`, with their text up to their unit tests.
+/// Files of our own under `members`, with their text up to their unit tests. A
+/// test module in a file of its own hides nothing of the file that names it.
 fn texts(members: &[&str]) -> Vec<(PathBuf, String)> {
     let mut files = Vec::new();
     for member in members {
@@ -85,7 +86,7 @@ fn texts(members: &[&str]) -> Vec<(PathBuf, String)> {
     }
     assert!(files.len() > 5, "the sources are found");
     let cut = |text: String| {
-        text.split("#[cfg(test)]")
+        text.split("#[cfg(test)]\nmod tests {")
             .next()
             .unwrap_or_default()
             .to_owned()

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use tapedeck_recording::Recording;
 
 use crate::check::{self, chain};
+use crate::listing::{self, Entry};
 use crate::models;
 use crate::output::{Output, OutputError, QueryFormat, is_broken_pipe};
 use crate::parameters::{Parameters, Slo};
@@ -178,32 +178,15 @@ fn sql(name: Option<&str>) -> Result<ExitCode, Failed> {
 }
 
 async fn ls(root: &Path) -> Result<ExitCode, Failed> {
-    let recordings = session::open_all(&[root.to_owned()])?;
-    let parameters = Parameters::default();
-    let kept = ["outcome", "request_latency"];
-    let session = Session::open_keeping(recordings, &parameters, &kept).await?;
-    let summaries = report::summaries(&session).await?;
-    let row = |recording: &Recording| {
-        let manifest = &recording.manifest;
-        let mut summaries = summaries.iter();
-        let summary = summaries.find(|s| s.recording_id == manifest.recording_id);
-        let labels = manifest.labels.iter().map(|(k, v)| format!("{k}={v}"));
-        let count = |get: fn(&report::Counts) -> u64| {
-            summary.map_or_else(|| "-".to_owned(), |s| get(&s.counts).to_string())
-        };
-        vec![
-            manifest.name.clone(),
-            recording.dir.display().to_string(),
-            labels.collect::<Vec<_>>().join(" "),
-            manifest.target.clone().unwrap_or_else(|| "-".to_owned()),
-            count(|c| c.requests),
-            count(|c| c.succeeded),
-            count(|c| c.failed),
-            count(|c| c.unfinished),
-            summary.map_or("-", |s| s.verdict.as_str()).to_owned(),
-        ]
-    };
-    let rows: Vec<Vec<String>> = session.recordings().iter().map(row).collect();
+    let found = listing::below(root).await?;
+    for entry in &found {
+        if let Err(error) = &entry.summary {
+            let dir = entry.dir.display();
+            // The table has the row in any case.
+            drop(writeln!(std::io::stderr(), "{dir}: {}", message(error)));
+        }
+    }
+    let rows: Vec<Vec<String>> = found.iter().map(ls_row).collect();
     let header = [
         "Name",
         "Path",
@@ -216,7 +199,35 @@ async fn ls(root: &Path) -> Result<ExitCode, Failed> {
         "Verdict",
     ];
     Output::open(None)?.text(&format!("{}\n", grid(&header, &rows, false)))?;
-    Ok(ExitCode::SUCCESS)
+    Ok(if found.iter().any(|entry| entry.summary.is_ok()) {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(EXIT_FAILED)
+    })
+}
+
+fn ls_row(entry: &Entry) -> Vec<String> {
+    let none = || "-".to_owned();
+    let manifest = entry.recording.as_ref().map(|r| &r.manifest);
+    let labels = manifest.map(|m| m.labels.iter().map(|(k, v)| format!("{k}={v}")));
+    let summary = entry.summary.as_ref().ok().and_then(Option::as_ref);
+    let verdict = match &entry.summary {
+        Ok(summary) => summary.as_ref().map_or("-", |s| s.verdict.as_str()),
+        Err(_) => "not read",
+    };
+    let count =
+        |get: fn(&report::Counts) -> u64| summary.map_or_else(none, |s| get(&s.counts).to_string());
+    vec![
+        manifest.map_or_else(none, |m| m.name.clone()),
+        entry.dir.display().to_string(),
+        labels.map_or_else(none, |l| l.collect::<Vec<_>>().join(" ")),
+        manifest.and_then(|m| m.target.clone()).unwrap_or_else(none),
+        count(|c| c.requests),
+        count(|c| c.succeeded),
+        count(|c| c.failed),
+        count(|c| c.unfinished),
+        verdict.to_owned(),
+    ]
 }
 
 async fn check(path: &Path) -> Result<ExitCode, Failed> {
@@ -238,14 +249,28 @@ async fn check(path: &Path) -> Result<ExitCode, Failed> {
     Ok(code)
 }
 
-/// `METRIC=VALUE`.
+/// What vLLM's `--goodput` calls the metrics, in ms as well. `itl` is here to be
+/// refused by its full name.
+const SHORT_NAMES: [(&str, &str); 4] = [
+    ("ttft", "ttft_ms"),
+    ("tpot", "tpot_ms"),
+    ("e2el", "e2el_ms"),
+    ("itl", "itl_ms"),
+];
+
+/// `METRIC=VALUE`, or `METRIC:VALUE` as vLLM has it.
 ///
 /// # Errors
-/// When the metric is not one that every request has a value of.
+/// When the metric is not one that every request has a value of, or the value is
+/// not a finite number.
 pub fn parse_slo(text: &str) -> Result<Slo, String> {
     let (metric, bound) = text
-        .split_once('=')
+        .split_once(['=', ':'])
         .ok_or("expected METRIC=VALUE, for example ttft_ms=200")?;
+    let metric = metric.trim();
+    let mut short_names = SHORT_NAMES.iter();
+    let long = short_names.find(|(short, _)| *short == metric);
+    let metric = long.map_or(metric, |(_, long)| long);
     let bound: f64 = bound
         .trim()
         .parse()
@@ -253,10 +278,7 @@ pub fn parse_slo(text: &str) -> Result<Slo, String> {
     if !bound.is_finite() {
         return Err("the bound must be a finite number".to_owned());
     }
-    Ok(Slo {
-        metric: metric.trim().to_owned(),
-        bound,
-    })
+    Slo::new(metric, bound).map_err(|error| error.to_string())
 }
 
 /// A duration in ms; a bare number is seconds.

@@ -4,11 +4,12 @@
 //! Reading order: [`models`] (the definitions, their headers), [`parameters`]
 //! (what a user chooses), [`session`] (recordings → tables and views),
 //! [`report`] (rows → report), [`render`] (report → text), [`check`]
-//! (invariants), [`cli`].
+//! (invariants), `listing` (what lies below a folder), [`cli`].
 
 pub mod check;
 pub mod cli;
 mod footer;
+mod listing;
 pub mod models;
 pub mod output;
 pub mod parameters;
@@ -18,7 +19,7 @@ mod rows;
 pub mod session;
 
 pub use footer::FooterError;
-pub use parameters::{Parameters, Slo};
+pub use parameters::{Parameters, Slo, UnknownMetric};
 pub use render::Format;
 pub use report::{Report, ReportOptions, report};
 pub use session::{Error, Session, matching_requests};

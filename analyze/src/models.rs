@@ -64,6 +64,7 @@ const VIEWS: &[(&str, &str)] = sql_files![
     "3_summary/failures.sql",
     "3_summary/goodput.sql",
     "3_summary/latency_percentiles.sql",
+    "3_summary/schedule_fidelity.sql",
     "3_summary/schedule_lag.sql",
     "3_summary/throughput.sql",
     "3_summary/timeline.sql",
@@ -120,6 +121,16 @@ pub fn view(name: &str) -> Option<&'static Model> {
 #[must_use]
 pub fn column(view_name: &str, column: &str) -> Option<&'static Column> {
     view(view_name)?.columns.iter().find(|c| c.name == column)
+}
+
+/// The metrics that an SLO can bound: of which a request has one value, and that
+/// the report names. So the columns of `request_latency` that view `metric`
+/// lists; its `itl_ms` has a value per gap and is no column.
+pub fn slo_metrics() -> impl Iterator<Item = &'static str> {
+    let named = view("metric").map_or("", |m| m.sql);
+    let columns = view("request_latency").map_or(&[][..], |m| &m.columns);
+    let names = columns.iter().map(|c| c.name.as_str());
+    names.filter(move |name| named.contains(&format!("'{name}'")))
 }
 
 /// Reads a header. Lines that are not of its shape are left out; the test that

@@ -12,10 +12,45 @@ use crate::rows;
 /// An SLO: a bound on one metric that every request has one value of.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Slo {
-    /// A numeric column of `request_latency`, for example `ttft_ms`.
+    /// One of [`models::slo_metrics`], for example `ttft_ms`.
     pub metric: String,
     /// Most allowed; least for metrics where higher is better.
     pub bound: f64,
+}
+
+/// An SLO on what no request has one value of: nothing would ever meet it, or
+/// everything, without a word.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("no request has one value of {metric}\nhint: an SLO can bound {known}")]
+pub struct UnknownMetric {
+    pub metric: String,
+    /// Names, separated by commas.
+    pub known: String,
+}
+
+impl Slo {
+    /// An SLO on a metric that requests have.
+    ///
+    /// # Errors
+    /// When `metric` is none of [`models::slo_metrics`].
+    pub fn new(metric: &str, bound: f64) -> Result<Self, UnknownMetric> {
+        let slo = Self {
+            metric: metric.to_owned(),
+            bound,
+        };
+        slo.check().map(|()| slo)
+    }
+
+    /// Fields are open to callers, so a session asks again.
+    pub(crate) fn check(&self) -> Result<(), UnknownMetric> {
+        if models::slo_metrics().any(|known| known == self.metric) {
+            return Ok(());
+        }
+        Err(UnknownMetric {
+            metric: self.metric.clone(),
+            known: models::slo_metrics().collect::<Vec<_>>().join(", "),
+        })
+    }
 }
 
 /// What a user may choose about the metrics.

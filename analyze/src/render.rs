@@ -96,6 +96,10 @@ impl Report {
             blocks.push(percentiles(recording, shown));
             blocks.extend(failures(recording));
         }
+        if self.recordings.len() > 1 {
+            blocks.push(Block::Line(String::new()));
+            blocks.push(overview(&self.recordings));
+        }
         blocks
     }
 
@@ -134,6 +138,21 @@ impl Report {
             let share = recording.value("goodput_share", "value").map(|v| v * 100.0);
             rows.push(("Goodput (req/s)", value("goodput", 3)));
             rows.push(("Goodput (% of requests)", number(share, 2)));
+        }
+        if let Some(f) = &recording.fidelity {
+            let three = |a, b, c| format!("{a:.3} / {b:.3} / {c:.3}");
+            rows.push((
+                "Schedule lag p50 / p99 / max (ms)",
+                three(f.lag_ms_p50, f.lag_ms_p99, f.lag_ms_max),
+            ));
+            rows.push((
+                "Offset error p50 / p99 / max (ms)",
+                three(
+                    f.offset_error_ms_p50,
+                    f.offset_error_ms_p99,
+                    f.offset_error_ms_max,
+                ),
+            ));
         }
         let rows = rows.into_iter().map(|(key, v)| vec![key.to_owned(), v]);
         Block::Table {
@@ -193,6 +212,47 @@ fn health(recording: &RecordingReport) -> Vec<Block> {
         });
     }
     blocks
+}
+
+/// Recordings side by side: what a sweep is decided by.
+fn overview(recordings: &[RecordingReport]) -> Block {
+    let row = |r: &RecordingReport| {
+        let success = r.value("success_rate", "value").map(|v| v * 100.0);
+        let folder = r.path.file_name().unwrap_or(r.path.as_os_str());
+        vec![
+            folder.to_string_lossy().into_owned(),
+            r.counts.requests.to_string(),
+            number(success, 1),
+            number(r.value("concurrency", "value"), 1),
+            number(r.value("request_throughput", "value"), 2),
+            number(r.value("output_token_throughput", "value"), 1),
+            number(r.value("output_tokens_per_s", "mean"), 1),
+            number(r.value("ttft_ms", "mean"), 1),
+            number(r.value("ttft_ms", "p99"), 1),
+            number(r.value("tpot_ms", "mean"), 2),
+            number(r.value("tpot_ms", "p99"), 2),
+            r.verdict.as_str().to_owned(),
+        ]
+    };
+    Block::Table {
+        heading: "Overview",
+        header: vec![
+            "Recording",
+            "Requests",
+            "Success (%)",
+            "Concurrency",
+            "Req/s",
+            "Output (tok/s)",
+            "Per user (tok/s)",
+            "TTFT mean (ms)",
+            "TTFT p99",
+            "TPOT mean (ms)",
+            "TPOT p99",
+            "Verdict",
+        ],
+        rows: recordings.iter().map(row).collect(),
+        numbers_from: 1,
+    }
 }
 
 fn percentiles(recording: &RecordingReport, shown: &[f64]) -> Block {

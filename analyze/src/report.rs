@@ -102,6 +102,17 @@ pub struct Failure {
     pub first_request_id: i64,
 }
 
+/// How faithfully an open loop kept to its schedule: p50, p99 and worst, ms.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+pub struct Fidelity {
+    pub lag_ms_p50: f64,
+    pub lag_ms_p99: f64,
+    pub lag_ms_max: f64,
+    pub offset_error_ms_p50: f64,
+    pub offset_error_ms_p99: f64,
+    pub offset_error_ms_max: f64,
+}
+
 /// The report on one recording.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RecordingReport {
@@ -120,6 +131,8 @@ pub struct RecordingReport {
     pub health: Vec<Finding>,
     /// Most frequent first.
     pub failures: Vec<Failure>,
+    /// `None` for a closed loop.
+    pub fidelity: Option<Fidelity>,
 }
 
 impl RecordingReport {
@@ -256,6 +269,13 @@ SELECT recording_id, outcome, status, error, n, first_request_id
 FROM failures
 ORDER BY recording_id, n DESC, first_request_id";
 
+const FIDELITY: &str = "
+SELECT
+  recording_id, lag_ms_p50, lag_ms_p99, lag_ms_max,
+  offset_error_ms_p50, offset_error_ms_p99, offset_error_ms_max
+FROM schedule_fidelity
+WHERE scheduled > 0";
+
 #[derive(Deserialize)]
 struct OfRecording<T> {
     recording_id: String,
@@ -283,6 +303,7 @@ struct Facts {
     scalars: ByRecording<Metric>,
     health: ByRecording<Finding>,
     failures: ByRecording<Failure>,
+    fidelity: ByRecording<Fidelity>,
 }
 
 impl Facts {
@@ -294,6 +315,7 @@ impl Facts {
             scalars: by_recording(session, SCALARS).await?,
             health: by_recording(session, HEALTH).await?,
             failures: by_recording(session, FAILURES).await?,
+            fidelity: by_recording(session, FIDELITY).await?,
         })
     }
 
@@ -320,6 +342,7 @@ impl Facts {
             metrics,
             health: self.health.remove(id).unwrap_or_default(),
             failures: self.failures.remove(id).unwrap_or_default(),
+            fidelity: self.fidelity.remove(id).and_then(|mut rows| rows.pop()),
         }
     }
 }

@@ -28,7 +28,7 @@ use tapedeck_recording::{Recording, Table};
 
 use crate::footer::{Footer, FooterError};
 use crate::models;
-use crate::parameters::{Parameters, Slo};
+use crate::parameters::{Parameters, Slo, UnknownMetric};
 use crate::rows;
 
 /// Recordings that cannot be analyzed, or a question that cannot be answered.
@@ -48,8 +48,8 @@ pub enum Error {
         first.display(), second.display()
     )]
     Twice { first: PathBuf, second: PathBuf },
-    #[error("no request has one value of {metric}\nhint: an SLO can bound {known}")]
-    UnknownMetric { metric: String, known: String },
+    #[error(transparent)]
+    UnknownMetric(#[from] UnknownMetric),
     #[error("{} cannot be given to the query engine as a file", path.display())]
     Path { path: PathBuf },
     #[error("view {view} cannot be read: {}", explain(cause))]
@@ -151,20 +151,19 @@ impl Session {
     /// most one row per request belong here: that is the bound on the memory.
     ///
     /// # Errors
-    /// When a file is unreadable or of a newer format.
+    /// When a file is unreadable or of a newer format, or an SLO names a metric
+    /// that requests do not have.
     pub async fn open_keeping(
         recordings: Vec<Recording>,
         parameters: &Parameters,
         keep: &[&str],
     ) -> Result<Self, Error> {
+        parameters.slos.iter().try_for_each(Slo::check)?;
         let session = Self::open_tables(recordings, parameters)?;
         for model in models::views() {
             session
                 .create_view(model, keep.contains(&model.name))
                 .await?;
-            if model.name == "metric" {
-                session.check_slos(&parameters.slos).await?;
-            }
         }
         Ok(session)
     }
@@ -189,29 +188,6 @@ impl Session {
             session.register_batch(name, batch)?;
         }
         Ok(session)
-    }
-
-    /// Refuses an SLO on what no request has one value of: nothing would ever
-    /// meet it, or everything, without a word.
-    async fn check_slos(&self, slos: &[Slo]) -> Result<(), Error> {
-        #[derive(serde::Deserialize)]
-        struct Known {
-            metric: String,
-        }
-        if slos.is_empty() {
-            return Ok(());
-        }
-        let sql = "SELECT DISTINCT metric, metric_index FROM metric
-            WHERE metric <> 'itl_ms' ORDER BY metric_index";
-        let known: Vec<Known> = self.rows(sql).await?;
-        let known: Vec<String> = known.into_iter().map(|k| k.metric).collect();
-        match slos.iter().find(|slo| !known.contains(&slo.metric)) {
-            None => Ok(()),
-            Some(slo) => Err(Error::UnknownMetric {
-                metric: slo.metric.clone(),
-                known: known.join(", "),
-            }),
-        }
     }
 
     #[must_use]
@@ -383,6 +359,7 @@ fn recordings_schema() -> SchemaRef {
         ("dropped_events", DataType::Int64),
         ("missing_segments", DataType::Int64),
         ("timestamp_source", DataType::Utf8),
+        ("open_loop", DataType::Boolean),
         ("waits_for_slots", DataType::Boolean),
         ("settings", DataType::Utf8),
     ])
@@ -402,6 +379,8 @@ struct RecordingRow<'a> {
     /// Files that the manifest lists and the disk does not have.
     missing_segments: usize,
     timestamp_source: Option<&'a str>,
+    /// Arrivals had a schedule of their own.
+    open_loop: bool,
     /// Arrivals had a schedule and a cap on requests in flight: waiting for a
     /// slot is part of such a load, not lateness of the client.
     waits_for_slots: bool,
@@ -409,10 +388,15 @@ struct RecordingRow<'a> {
     settings: String,
 }
 
-fn waits_for_slots(settings: &serde_json::Value) -> bool {
-    let is_set = |name: &str| settings.get(name).is_some_and(|v| !v.is_null());
-    let all_at_once = settings.get("all_at_once") == Some(&true.into());
-    is_set("parallel") && (is_set("rate_per_s") || all_at_once)
+fn is_set(settings: &serde_json::Value, name: &str) -> bool {
+    settings.get(name).is_some_and(|value| !value.is_null())
+}
+
+/// A rate, all at once, or the offsets of a replay.
+fn is_open_loop(settings: &serde_json::Value) -> bool {
+    is_set(settings, "rate_per_s")
+        || settings.get("all_at_once") == Some(&true.into())
+        || settings.get("mode") == Some(&"open".into())
 }
 
 impl<'a> RecordingRow<'a> {
@@ -432,7 +416,9 @@ impl<'a> RecordingRow<'a> {
             dropped_events: manifest.dropped_events,
             missing_segments: missing.count(),
             timestamp_source: manifest.timestamp_source.as_deref(),
-            waits_for_slots: waits_for_slots(&manifest.settings),
+            open_loop: is_open_loop(&manifest.settings),
+            waits_for_slots: is_open_loop(&manifest.settings)
+                && is_set(&manifest.settings, "parallel"),
             settings: manifest.settings.to_string(),
         }
     }

@@ -5,7 +5,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use tapedeck_run::args::{BodyArgs, ConnectionArgs, OutputArgs, TargetArgs, parse_duration};
+use tapedeck_run::args::{
+    BodyArgs, ConnectionArgs, OutputArgs, TargetArgs, parse_api, parse_duration,
+};
+use tapedeck_wire::openai::Api;
 
 /// Record LLM inference traffic: every request, every chunk with the instant it
 /// arrived, every response, as Parquet.
@@ -28,6 +31,9 @@ pub enum Command {
 pub struct LoadArgs {
     #[command(flatten)]
     pub target: TargetArgs,
+    /// API that the server speaks.
+    #[arg(long, alias = "backend", default_value = "openai-chat", value_parser = parse_api, help_heading = "Target")]
+    pub api: Api,
     #[command(flatten)]
     pub workload: WorkloadArgs,
     #[command(flatten)]
@@ -64,18 +70,21 @@ pub struct WorkloadArgs {
 #[value(rename_all = "snake_case")]
 pub enum Dataset {
     /// Each line a prompt: text, a JSON array of messages, or a whole JSON body.
-    #[value(alias = "custom")]
     LineByLine,
 }
+
+/// More requests in flight than one machine has ports for.
+const MAX_PARALLEL: i64 = 1_000_000;
 
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Load")]
 pub struct ShapeArgs {
     /// Requests in flight at most; without --rate a closed loop. Several values
     /// make a sweep.
-    #[arg(long, alias = "max-concurrency", value_name = "N", num_args = 1.., value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, alias = "max-concurrency", value_name = "N", num_args = 1.., value_parser = clap::value_parser!(u32).range(1..=MAX_PARALLEL))]
     pub parallel: Vec<u32>,
-    /// Requests to send; default: the data set's size, 100 for --prompt.
+    /// Requests to send; default: the data set's size, 100 for --prompt, no end
+    /// with --duration.
     #[arg(long, alias = "num-prompts", value_name = "N", num_args = 1.., value_parser = clap::value_parser!(u64).range(1..))]
     pub number: Vec<u64>,
     /// Arrivals per second, an open loop; -1 or inf sends all at once.
@@ -141,7 +150,6 @@ fn parse_burstiness(text: &str) -> Result<f64, String> {
 mod tests {
     use super::*;
     use clap::CommandFactory;
-    use tapedeck_wire::openai::Api;
 
     #[test]
     fn the_command_line_is_consistent() {
@@ -167,6 +175,6 @@ mod tests {
         assert_eq!(args.shape.number, [7]);
         assert_eq!(args.shape.parallel, [2]);
         assert_eq!(args.shape.rate, [3.0]);
-        assert_eq!(args.target.api, Api::OpenAiCompletions);
+        assert_eq!(args.api, Api::OpenAiCompletions);
     }
 }

@@ -39,7 +39,8 @@ impl Level {
     pub fn folder(&self) -> String {
         let parallel = self.parallel.map(|n| format!("parallel-{n}"));
         let rate = self.rate_per_s.map(|r| format!("rate-{r}"));
-        [parallel, rate]
+        let number = self.number.map(|n| format!("number-{n}"));
+        [parallel, rate, number]
             .into_iter()
             .flatten()
             .collect::<Vec<_>>()
@@ -53,7 +54,8 @@ impl Level {
 /// # Errors
 /// When lists of different lengths meet.
 pub fn levels(shape: &ShapeArgs, dataset_size: u64) -> Result<Vec<Level>> {
-    let count = shape.parallel.len().max(shape.rate.len()).max(1);
+    let lens = [shape.parallel.len(), shape.rate.len(), shape.number.len()];
+    let count = lens.into_iter().max().unwrap_or(1).max(1);
     for (flag, len) in [
         ("--parallel", shape.parallel.len()),
         ("--rate", shape.rate.len()),

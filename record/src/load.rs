@@ -5,16 +5,16 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use serde_json::{Value, json};
-use tapedeck_live::{Arrival, PreparedRequest, Stop, StopLevel, Timeouts};
+use tapedeck_live::{Arrival, PreparedRequest, StopLevel};
 use tapedeck_recording::Phase;
 use tapedeck_recording::manifest::Workload;
 use tapedeck_run::ending::Ending;
 use tapedeck_run::harness::{Harness, Plan};
-use tapedeck_run::manifest::Described;
+use tapedeck_run::manifest::{Described, timeouts_json};
 use tapedeck_run::output::{self, content_hash};
-use tapedeck_run::requests::{RequestBuilder, body_options, timeouts, workers};
+use tapedeck_run::requests::{RequestBuilder, body_json, body_options, timeouts};
 use tapedeck_run::server::Server;
-use tapedeck_run::signals;
+use tapedeck_workload::BodyOptions;
 
 use crate::cli::LoadArgs;
 use crate::config::{self, Level, Source};
@@ -36,29 +36,30 @@ pub fn run(args: &LoadArgs) -> Result<Ending> {
     }
     let levels = config::levels(&args.shape, source.default_number)?;
     let root = output::root(&args.output, COMMAND)?;
-    let server = Server::reach(&args.target)?;
+    let server = Server::reach(&args.target, args.api)?;
     let load = Load {
         args,
         source: &source,
+        options: body_options(&args.body, args.target.model.clone())?,
         requests: requests(args, &source, &server)?,
     };
-    let stop = Arc::new(Stop::default());
-    signals::watch(Arc::clone(&stop))?;
-    let harness = Harness {
-        server: &server,
-        timeouts: timeouts(&args.connection),
-        workers: workers(&args.connection),
-        stop,
-        quiet: args.output.no_progress || args.output.json,
-    };
+    let harness = Harness::new(&server, &args.connection, &args.output)?;
     let mut done = Vec::new();
     for (level, dir) in levels.iter().zip(folders(root, &levels)) {
         if harness.stop.level() != StopLevel::Run {
             break;
         }
         let plan = load.plan(level, &harness);
-        done.push(harness.record(&dir, plan, load.arrivals(level))?);
+        match harness.record(&dir, plan, load.arrivals(level)) {
+            Ok(outcome) => done.push(outcome),
+            Err(error) => {
+                // The levels before it are whole: they are reported all the same.
+                output::finish(&args.output, &done)?;
+                return Err(error);
+            }
+        }
     }
+    harness.stop.finish();
     output::finish(&args.output, &done)
 }
 
@@ -80,7 +81,7 @@ fn requests(
     source: &Source,
     server: &Server,
 ) -> Result<Vec<Arc<PreparedRequest>>> {
-    let builder = RequestBuilder::new(&server.url, &server.target.host, &args.target)?;
+    let builder = RequestBuilder::new(&server.url, &server.target.host, &args.target, args.api)?;
     let build_all = |model: Option<String>| -> Result<Vec<PreparedRequest>> {
         let options = body_options(&args.body, model)?;
         let items = source.items.iter();
@@ -102,6 +103,7 @@ fn requests(
 struct Load<'a> {
     args: &'a LoadArgs,
     source: &'a Source,
+    options: BodyOptions,
     requests: Vec<Arc<PreparedRequest>>,
 }
 
@@ -113,7 +115,7 @@ impl Load<'_> {
                 name: self.args.output.name_or(COMMAND),
                 labels: self.args.output.labels.iter().cloned().collect(),
                 target: harness.server.shown.clone(),
-                settings: self.settings(level, &harness.timeouts, harness.workers),
+                settings: self.settings(level, harness),
                 workload: Workload {
                     kind: self.source.kind.to_owned(),
                     path: self.source.path.as_ref().map(|p| p.display().to_string()),
@@ -146,22 +148,29 @@ impl Load<'_> {
         })
     }
 
-    fn settings(&self, level: &Level, timeouts: &Timeouts, workers: usize) -> Value {
+    fn settings(&self, level: &Level, harness: &Harness<'_>) -> Value {
         let rate = level.rate_per_s;
+        let burstiness = level.burstiness;
         json!({
-            "api": self.args.target.api.as_str(),
+            "api": self.args.api.as_str(),
+            "url_path": &*self.requests[0].url_path,
             "model": self.requests[0].model,
+            "body": body_json(&self.options),
             "parallel": level.parallel,
             "rate_per_s": rate.filter(|r| r.is_finite()),
             "all_at_once": rate.is_some_and(f64::is_infinite),
-            "burstiness": level.burstiness,
+            // JSON has no infinity.
+            "burstiness": if burstiness.is_finite() { json!(burstiness) } else { json!("inf") },
             "number": level.number,
             "duration_s": self.args.shape.duration.map(|d| d.as_secs_f64()),
             "seed": self.args.workload.seed,
             "probe": !self.args.shape.no_probe,
             "content": "full",
-            "workers": workers,
-            "timeouts": tapedeck_run::manifest::timeouts_json(timeouts),
+            "workers": harness.workers,
+            "timeouts": timeouts_json(&harness.timeouts),
+            "insecure": self.args.target.insecure,
+            "cacert": self.args.target.cacert,
+            "simulator": harness.server.simulator_settings,
             "skipped_lines": self.source.skipped_lines,
         })
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
-use tapedeck_live::{Arrival, PreparedRequest, Stop};
+use tapedeck_live::{Arrival, PreparedRequest};
 use tapedeck_recording::manifest::Workload;
 use tapedeck_recording::{Phase, RequestRow};
 use tapedeck_run::args::TargetArgs;
@@ -15,9 +15,8 @@ use tapedeck_run::ending::Ending;
 use tapedeck_run::harness::{self, Harness};
 use tapedeck_run::manifest::{Described, timeouts_json};
 use tapedeck_run::output::{self, content_hash};
-use tapedeck_run::requests::{RequestBuilder, timeouts, workers};
+use tapedeck_run::requests::RequestBuilder;
 use tapedeck_run::server::Server;
-use tapedeck_run::signals;
 use tapedeck_wire::openai::Api;
 
 use crate::cli::{PlanArgs, RunArgs, SourceArgs};
@@ -62,17 +61,9 @@ const COMMAND: &str = "replay";
 pub fn run(args: &RunArgs) -> Result<Ending> {
     let plan = plan(&args.source)?;
     let root = output::root(&args.output, COMMAND)?;
-    let server = Server::reach(&args.target)?;
+    let server = Server::reach(&args.target, api(&plan.requests[0].original)?)?;
     let requests = requests(&plan, &server, &args.target)?;
-    let stop = Arc::new(Stop::default());
-    signals::watch(Arc::clone(&stop))?;
-    let harness = Harness {
-        server: &server,
-        timeouts: timeouts(&args.connection),
-        workers: workers(&args.connection),
-        stop,
-        quiet: args.output.no_progress || args.output.json,
-    };
+    let harness = Harness::new(&server, &args.connection, &args.output)?;
     eprintln!(
         "replaying {} requests of {} over {:.1} s, mode {}",
         plan.requests.len(),
@@ -92,6 +83,7 @@ pub fn run(args: &RunArgs) -> Result<Ending> {
     let arrivals = plan.requests.iter().zip(&requests);
     let arrivals = arrivals.map(|(planned, request)| arrival(planned, request));
     let done = harness.record(&root, recorded, arrivals)?;
+    harness.stop.finish();
     output::finish(&args.output, &[done])
 }
 
@@ -116,7 +108,7 @@ fn requests(
     target: &TargetArgs,
 ) -> Result<Vec<Arc<PreparedRequest>>> {
     let mut builders: BTreeMap<&'static str, RequestBuilder> = BTreeMap::new();
-    let mut built: BTreeMap<Bytes, Arc<PreparedRequest>> = BTreeMap::new();
+    let mut built: BTreeMap<(&'static str, Bytes), Arc<PreparedRequest>> = BTreeMap::new();
     let mut requests = Vec::with_capacity(plan.requests.len());
     for planned in &plan.requests {
         let original = &planned.original;
@@ -126,18 +118,15 @@ fn requests(
                 original.request_id
             )
         })?;
-        if let Some(request) = built.get(&body) {
+        let api = api(original)?;
+        let key = (api.as_str(), body.clone());
+        if let Some(request) = built.get(&key) {
             requests.push(Arc::clone(request));
             continue;
         }
-        let api = api(original)?;
         if !builders.contains_key(api.as_str()) {
-            let target = TargetArgs {
-                api,
-                ..target.clone()
-            };
-            let builder =
-                RequestBuilder::new(&server.url_for(&target)?, &server.target.host, &target)?;
+            let url = server.url_for(target, api)?;
+            let builder = RequestBuilder::new(&url, &server.target.host, target, api)?;
             builders.insert(api.as_str(), builder);
         }
         let request = Arc::new(prepare(
@@ -146,7 +135,7 @@ fn requests(
             &body,
             target.model.as_deref(),
         )?);
-        built.insert(body, Arc::clone(&request));
+        built.insert(key, Arc::clone(&request));
         requests.push(request);
     }
     Ok(requests)
@@ -221,6 +210,7 @@ fn settings(source: &SourceArgs, plan: &Plan, args: &RunArgs, harness: &Harness<
         "probe": !args.no_probe,
         "content": "full",
         "workers": harness.workers,
+        "simulator": harness.server.simulator_settings,
         "timeouts": timeouts_json(&harness.timeouts),
     })
 }

@@ -4,6 +4,18 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 
+/// Beginnings of the variables that `cargo test` sets for a test binary.
+const SET_BY_CARGO: [&str; 8] = [
+    "CARGO_PKG_",
+    "CARGO_MANIFEST_",
+    "CARGO_BIN_",
+    "CARGO_CRATE_NAME",
+    "CARGO_PRIMARY_PACKAGE",
+    "CARGO_TARGET_TMPDIR",
+    "OUT_DIR",
+    "LD_LIBRARY_PATH",
+];
+
 /// The folder that cargo put this test binary's programs into.
 ///
 /// Cargo builds the programs of other packages for nobody's tests, so the first
@@ -19,6 +31,16 @@ fn program_dir() -> &'static Path {
         let mut build = Command::new(env!("CARGO"));
         build.args(["build", "--workspace", "--bins", "--quiet"]);
         build.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+        // What cargo tells a test about its package would make build scripts
+        // that look at it (ring's does) run again, and all above them compile.
+        for (name, _) in std::env::vars_os() {
+            let set_for_tests = name
+                .to_str()
+                .is_some_and(|n| SET_BY_CARGO.iter().any(|prefix| n.starts_with(prefix)));
+            if set_for_tests {
+                build.env_remove(name);
+            }
+        }
         if dir.ends_with("release") {
             build.arg("--release");
         }

@@ -4,7 +4,8 @@
 //! recording started ([`RunClock`]). Wall time exists only as [`Anchor`] pairs.
 //! Kernel receive stamps are `CLOCK_REALTIME`; [`StampConverter`] brings them on
 //! to the run's clock with a pair of readings at most a millisecond old, so that
-//! neither a stepped wall clock nor its slewing reaches a latency.
+//! slewing of the wall clock reaches no latency, and a step of it can reach only
+//! what was waiting to be read at that instant.
 
 use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, ClockNanosleepFlags, clock_gettime, clock_nanosleep};

@@ -4,7 +4,7 @@
 //! `cargo bench -p tapedeck-live --bench accuracy [-- STREAMS…]`
 //!
 //! The server has one core and the whole client the other, so every figure
-//! includes a busy client. Error = recorded − true, where the true TTFT is the
+//! includes a busy client. Error = |recorded − true|, where the true TTFT is the
 //! instant before the server's write of the first content chunk − the read that
 //! completed the request. "First wave" are the requests that opened their
 //! connections in one burst.
@@ -155,7 +155,7 @@ fn record(mock: &MockLlm, streams: usize, out: &Path) {
         start_ns: clock.now_ns() + 50_000_000,
         until_ns: None,
         first_request_id: 0,
-        label: None,
+        first_conn_id: 0,
         sink: writer.sink(),
         stop: Arc::new(Stop::default()),
         gauges: Arc::new(Gauges::default()),

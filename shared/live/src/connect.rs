@@ -49,20 +49,20 @@ pub(crate) struct Connector {
 }
 
 impl Connector {
-    /// `worker` of `workers`: connection ids of different workers interleave and
-    /// never meet.
+    /// Connections are numbered from `first_conn_id` in steps of `conn_id_step`, so
+    /// that the numbers of different workers interleave and never meet.
     pub(crate) fn new(
         target: Rc<Target>,
         context: Rc<TapContext>,
-        worker: usize,
-        workers: usize,
+        first_conn_id: i64,
+        conn_id_step: i64,
     ) -> Self {
         Self {
             target,
             context,
             buffer: Rc::new(RefCell::new(vec![0; READ_BUFFER_BYTES])),
-            next_conn_id: Cell::new(worker as i64),
-            conn_id_step: workers as i64,
+            next_conn_id: Cell::new(first_conn_id),
+            conn_id_step,
         }
     }
 

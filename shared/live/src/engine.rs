@@ -4,7 +4,7 @@
 //! and closed loop differ in two values: whether an arrival has an offset, and
 //! whether there are slots to wait for.
 
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
@@ -30,12 +30,15 @@ pub enum StopLevel {
 
 /// Shared between a signal handler and the run.
 #[derive(Debug, Default)]
-pub struct Stop(AtomicU8);
+pub struct Stop {
+    level: AtomicU8,
+    over: AtomicBool,
+}
 
 impl Stop {
     #[must_use]
     pub fn level(&self) -> StopLevel {
-        match self.0.load(Ordering::Relaxed) {
+        match self.level.load(Ordering::Relaxed) {
             0 => StopLevel::Run,
             1 => StopLevel::Drain,
             _ => StopLevel::Now,
@@ -44,7 +47,18 @@ impl Stop {
 
     /// Raises the level; it never falls.
     pub fn raise(&self, level: StopLevel) {
-        self.0.fetch_max(level as u8, Ordering::Relaxed);
+        self.level.fetch_max(level as u8, Ordering::Relaxed);
+    }
+
+    /// Says that there is nothing left to stop.
+    pub fn finish(&self) {
+        self.over.store(true, Ordering::Relaxed);
+    }
+
+    /// True once [`Self::finish`] was called: a signal then ends the process.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.over.load(Ordering::Relaxed)
     }
 }
 
@@ -141,8 +155,8 @@ pub struct RunSpec {
     pub until_ns: Option<i64>,
     /// `request_id` of the first arrival.
     pub first_request_id: i64,
-    /// Names this process in the `worker` column where several record together.
-    pub label: Option<Arc<str>>,
+    /// `conn_id` of the first connection.
+    pub first_conn_id: i64,
     pub sink: Sink,
     pub stop: Arc<Stop>,
     pub gauges: Arc<Gauges>,
@@ -191,7 +205,9 @@ pub fn run(spec: &RunSpec, arrivals: impl Iterator<Item = Arrival>) -> Result<i6
         clock: spec.clock,
         stop: Arc::clone(&spec.stop),
         sink: spec.sink.clone(),
-        slots: spec.parallel.map(|slots| Slots::new(slots, spec.start_ns)),
+        slots: spec
+            .parallel
+            .map(|slots| Slots::new(slots, spec.workers.max(1), spec.start_ns)),
         start_ns: spec.start_ns,
         until_ns: spec.until_ns.unwrap_or(i64::MAX),
         first_request_id: spec.first_request_id,
@@ -222,7 +238,7 @@ fn spawn_worker(
         timeouts: spec.timeouts,
         gauges: Arc::clone(&spec.gauges),
         stop: Arc::clone(&spec.stop),
-        label: spec.label.clone(),
+        first_conn_id: spec.first_conn_id,
         sink: spec.sink.clone(),
     };
     let thread = std::thread::Builder::new()

@@ -38,10 +38,9 @@ pub(crate) async fn exchange(worker: Rc<Worker>, assignment: Assignment) {
         attempt.run(Source::Fresh).await;
     }
     worker.gauges.ended(attempt.failure.take());
-    if let Some(slot) = &assignment.slot {
-        // The channel has room for every slot there is.
-        slot.try_send(worker.clock.now_ns()).ok();
-    }
+    drop(attempt);
+    // Only now may the next request start: this one is recorded and counted.
+    drop(assignment.slot);
 }
 
 /// Where an attempt takes its connection from.
@@ -168,7 +167,7 @@ impl<'a> Attempt<'a> {
                     Err(kill) => self.killed(kill),
                     Ok(Ok(_)) => End::Clean,
                 };
-                let silent = connection.tap.last_read().is_none();
+                let silent = !connection.tap.answered();
                 let stale = reused && silent && matches!(end, End::Broken { .. });
                 let reader = ResponseReader::new(unanswered(self.request));
                 let ending = self.close(reader, Answer::default(), end);
@@ -207,6 +206,9 @@ impl<'a> Attempt<'a> {
             // What ended the body lay in the last read, unless only the end of
             // the connection tells: then nothing arrived but that.
             (End::Clean, Some(read)) if delimited => read.t_ns,
+            // Nothing of interest came after the end marker, however long the
+            // server kept the body open.
+            (_, Some(read)) if reader.done_seen() => read.t_ns,
             _ => self.worker.clock.now_ns(),
         });
         let clean = matches!(end, End::Clean);
@@ -225,12 +227,12 @@ impl<'a> Attempt<'a> {
         reader: &mut ResponseReader<ReadStamp>,
         answer: &mut Answer,
     ) -> End {
+        let mut draining = false;
         loop {
-            self.enter(if reader.done_seen() {
-                Stage::Drain
-            } else {
-                Stage::Read
-            });
+            if !draining {
+                draining = reader.done_seen();
+                self.enter(if draining { Stage::Drain } else { Stage::Read });
+            }
             let frame = self
                 .step(connection, |cx| Pin::new(&mut *body).poll_frame(cx))
                 .await;
@@ -351,7 +353,9 @@ impl<'a> Attempt<'a> {
     /// Records the request row; the second call has nothing left to record.
     fn record_request(&self) {
         if let Some(row) = self.row.take() {
-            self.worker.record(|batch| batch.requests.push(row));
+            let body_bytes = row.body.as_ref().map_or(0, Bytes::len);
+            self.worker
+                .record(body_bytes, |batch| batch.requests.push(row));
         }
     }
 
@@ -378,7 +382,7 @@ impl<'a> Attempt<'a> {
         };
         self.worker.gauges.chunk();
         self.worker
-            .record(|batch| batch.chunks.push(row, Some(chunk.data)));
+            .record(0, |batch| batch.chunks.push(row, Some(chunk.data)));
     }
 
     fn mark_truncated(&self, what: &str, bytes: i64) {
@@ -389,9 +393,9 @@ impl<'a> Attempt<'a> {
         let mark = MarkRow {
             t_ns: self.worker.clock.now_ns(),
             name: "truncated_event".into(),
-            detail: Some(detail.into()),
+            detail: detail.into(),
         };
-        self.worker.record(|batch| batch.marks.push(mark));
+        self.worker.record(0, |batch| batch.marks.push(mark));
     }
 
     /// Records the response, and the request if it was never fully written.
@@ -418,7 +422,9 @@ impl<'a> Attempt<'a> {
             end,
             t_end_ns,
         );
-        self.worker.record(|batch| batch.responses.push(row));
+        let body_bytes = row.body.as_ref().map_or(0, Bytes::len);
+        self.worker
+            .record(body_bytes, |batch| batch.responses.push(row));
         Ending::Final
     }
 }
@@ -469,7 +475,7 @@ fn request_row(
         turn: arrival.turn,
         parent_request_id: arrival.parent_request_id,
         replay_of: arrival.replay_of,
-        worker: worker.label.clone(),
+        worker: Some(Arc::clone(&worker.label)),
         api: request.api.as_str().into(),
         method: request.method.as_str().into(),
         url_path: Arc::clone(&request.url_path),

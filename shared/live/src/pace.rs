@@ -12,20 +12,53 @@ use crate::arrival::Arrival;
 use crate::engine::{Stop, StopLevel};
 use crate::worker::Assignment;
 
-/// Slots of a run with a cap on requests in flight. A free slot is the instant
-/// at which it became free.
+/// A free place among the requests in flight.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Slot {
+    /// When it became free.
+    freed_ns: i64,
+    /// The worker that holds the idle connection of the request before: the next
+    /// request goes there, or it would open another.
+    worker: usize,
+}
+
+/// Slots of a run with a cap on requests in flight.
 pub(crate) struct Slots {
-    free: Receiver<i64>,
-    give_back: SyncSender<i64>,
+    free: Receiver<Slot>,
+    give_back: SyncSender<Slot>,
+}
+
+/// Gives its slot back when the request has ended, however it ended.
+#[derive(Debug)]
+pub(crate) struct SlotGuard {
+    clock: RunClock,
+    worker: usize,
+    give_back: SyncSender<Slot>,
+}
+
+impl Drop for SlotGuard {
+    fn drop(&mut self) {
+        // The channel has room for every slot there is.
+        self.give_back
+            .try_send(Slot {
+                freed_ns: self.clock.now_ns(),
+                worker: self.worker,
+            })
+            .ok();
+    }
 }
 
 impl Slots {
-    /// `count` slots, all free from `start_ns`.
-    pub(crate) fn new(count: usize, start_ns: i64) -> Self {
+    /// `count` slots, spread over `workers`, all free from `start_ns`.
+    pub(crate) fn new(count: usize, workers: usize, start_ns: i64) -> Self {
         // Room for every slot, so giving one back never waits.
         let (give_back, free) = sync_channel(count.max(1));
-        for _ in 0..count.max(1) {
-            give_back.try_send(start_ns).ok();
+        for index in 0..count.max(1) {
+            let slot = Slot {
+                freed_ns: start_ns,
+                worker: index % workers,
+            };
+            give_back.try_send(slot).ok();
         }
         Self { free, give_back }
     }
@@ -56,21 +89,21 @@ impl Pacer {
         arrivals: impl Iterator<Item = Arrival>,
         queues: &[mpsc::Sender<Assignment>],
     ) -> i64 {
-        let mut sent = 0;
+        let mut sent: i64 = 0;
         self.clock.sleep_until(self.start_ns, SPIN_NS);
         for arrival in arrivals {
-            let Some(t_scheduled_ns) = self.wait(&arrival) else {
+            let Some((t_scheduled_ns, slot)) = self.wait(&arrival) else {
                 break;
             };
-            let queue = &queues[sent as usize % queues.len()];
+            let worker = slot.as_ref().map_or(sent as usize, |s| s.worker) % queues.len();
             let assignment = Assignment {
                 request_id: self.first_request_id + sent,
                 arrival,
                 t_scheduled_ns,
-                slot: self.slots.as_ref().map(|s| s.give_back.clone()),
+                slot,
             };
             // A worker that is gone reports its own error when it is joined.
-            if queue.blocking_send(assignment).is_err() {
+            if queues[worker].blocking_send(assignment).is_err() {
                 break;
             }
             sent += 1;
@@ -79,16 +112,23 @@ impl Pacer {
     }
 
     /// Waits until `arrival` is due and a slot is free; returns the instant for
-    /// which it was scheduled, or `None` when the run was stopped.
-    fn wait(&self, arrival: &Arrival) -> Option<i64> {
+    /// which it was scheduled and the slot, or `None` when the run was stopped.
+    fn wait(&self, arrival: &Arrival) -> Option<(i64, Option<SlotGuard>)> {
         if let Some(due_ns) = arrival.offset_ns {
             self.wait_until(due_ns)?;
         }
-        let freed_ns = match &self.slots {
-            Some(slots) => self.wait_for_slot(slots)?,
-            None => self.clock.now_ns(),
+        let Some(slots) = &self.slots else {
+            let now_ns = self.clock.now_ns();
+            return (!self.stopped()).then_some((arrival.offset_ns.unwrap_or(now_ns), None));
         };
-        (!self.stopped()).then_some(arrival.offset_ns.unwrap_or(freed_ns))
+        let slot = self.wait_for_slot(slots)?;
+        let guard = SlotGuard {
+            clock: self.clock,
+            worker: slot.worker,
+            give_back: slots.give_back.clone(),
+        };
+        let t_scheduled_ns = arrival.offset_ns.unwrap_or(slot.freed_ns);
+        (!self.stopped()).then_some((t_scheduled_ns, Some(guard)))
     }
 
     fn wait_until(&self, due_ns: i64) -> Option<()> {
@@ -108,10 +148,10 @@ impl Pacer {
         }
     }
 
-    fn wait_for_slot(&self, slots: &Slots) -> Option<i64> {
+    fn wait_for_slot(&self, slots: &Slots) -> Option<Slot> {
         loop {
             match slots.free.recv_timeout(LOOK_UP) {
-                Ok(freed_ns) => return Some(freed_ns),
+                Ok(slot) => return Some(slot),
                 Err(RecvTimeoutError::Timeout) if !self.stopped() => {}
                 Err(_) => return None,
             }

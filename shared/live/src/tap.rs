@@ -65,6 +65,9 @@ pub struct TapState {
     last_write_ns: Cell<Option<i64>>,
     written_bytes: Cell<u64>,
     write_pending: Cell<bool>,
+    /// Bytes of an answer have reached hyper. Under TLS not every read is one:
+    /// session tickets and alerts are not.
+    answered: Cell<bool>,
     gate: Cell<Gate>,
 }
 
@@ -86,7 +89,13 @@ impl TapState {
         self.last_write_ns.set(None);
         self.written_bytes.set(0);
         self.write_pending.set(false);
+        self.answered.set(false);
         self.gate.set(Gate::Open);
+    }
+
+    /// True once a byte of the answer has come.
+    pub(crate) fn answered(&self) -> bool {
+        self.answered.get()
     }
 
     /// The read that delivered what hyper hands out now.
@@ -130,7 +139,7 @@ impl TapState {
     }
 
     fn note_write(&self, bytes: usize, now_ns: i64) {
-        if self.reads.get() == 0 {
+        if !self.answered.get() {
             self.last_write_ns.set(Some(now_ns));
         }
         self.written_bytes
@@ -371,6 +380,9 @@ impl<S: AsyncRead + Unpin> hyper::rt::Read for Gated<S> {
         let mut read = ReadBuf::new(&mut buffer[..room]);
         ready!(Pin::new(&mut this.stream).poll_read(cx, &mut read))?;
         this.state.gate.set(Gate::Used);
+        if !read.filled().is_empty() {
+            this.state.answered.set(true);
+        }
         out.put_slice(read.filled());
         Poll::Ready(Ok(()))
     }

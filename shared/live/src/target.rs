@@ -40,10 +40,11 @@ pub struct TlsOptions {
 /// A target that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TargetError {
-    #[error("--url {0} has scheme {1}\nhint: http and https are understood")]
-    Scheme(String, String),
-    #[error("--url {0} names no host")]
-    NoHost(String),
+    // The URL itself may hold a password and stays out of messages.
+    #[error("--url has scheme {0}\nhint: http://…, https://… and sim: are understood")]
+    Scheme(String),
+    #[error("--url names no host\nhint: http://host:port")]
+    NoHost,
     #[error("cannot resolve {host}")]
     Resolve {
         host: String,
@@ -83,13 +84,13 @@ impl Target {
     /// When the scheme is unknown, the host does not resolve, or certificates
     /// cannot be read.
     pub fn resolve(url: &Url, options: &TlsOptions) -> Result<Self, TargetError> {
-        let host = url
-            .host_str()
-            .ok_or_else(|| TargetError::NoHost(url.to_string()))?;
+        if !matches!(url.scheme(), "http" | "https") {
+            return Err(TargetError::Scheme(url.scheme().to_owned()));
+        }
+        let host = url.host_str().ok_or(TargetError::NoHost)?;
         let tls = match url.scheme() {
-            "http" => None,
             "https" => Some(Tls::new(host, options)?),
-            other => return Err(TargetError::Scheme(url.to_string(), other.to_owned())),
+            _ => None,
         };
         let port = url.port_or_known_default().unwrap_or(80);
         // The brackets of an IPv6 literal are the URL's, not the resolver's.

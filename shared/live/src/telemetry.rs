@@ -20,6 +20,9 @@ const PERIOD: Duration = Duration::from_secs(1);
 /// Every so many samples a pair of clock readings goes into the manifest.
 const ANCHOR_PERIODS: u64 = 60;
 
+/// Samples that wait for room in the queue; beyond it they are dropped and counted.
+const SAMPLES_HELD: usize = 10_000;
+
 /// The telemetry thread of a run.
 #[derive(Debug)]
 pub struct Telemetry {
@@ -79,21 +82,34 @@ struct Sampler {
 impl Sampler {
     fn run(&self, stopped: &Receiver<()>) {
         let mut periods = 0;
+        let mut batch = EventBatch::default();
         loop {
             let last = stopped.recv_timeout(PERIOD) != Err(RecvTimeoutError::Timeout);
-            let mut batch = EventBatch {
-                samples: self.sample(),
-                ..EventBatch::default()
-            };
+            batch.samples.extend(self.sample());
             if periods % ANCHOR_PERIODS == 0 || last {
                 batch.marks.push(self.anchor());
             }
-            // Samples give way to events: a full queue is itself sampled later.
-            drop(self.sink.try_push(batch));
+            // Samples give way to events: they wait for room in the queue.
+            batch = self.sink.try_push(batch).err().unwrap_or_default();
+            if batch.samples.len() > SAMPLES_HELD {
+                batch = self.dropped(batch.len());
+            }
             periods += 1;
             if last {
                 return;
             }
+        }
+    }
+
+    fn dropped(&self, events: usize) -> EventBatch {
+        let mark = MarkRow {
+            t_ns: self.clock.now_ns(),
+            name: "dropped".into(),
+            detail: format!(r#"{{"events":{events},"what":"samples"}}"#).into(),
+        };
+        EventBatch {
+            marks: vec![mark],
+            ..EventBatch::default()
         }
     }
 
@@ -112,7 +128,7 @@ impl Sampler {
         MarkRow {
             t_ns: anchor.monotonic_ns - self.clock.origin_ns(),
             name: "anchor".into(),
-            detail: Some(detail.into()),
+            detail: detail.into(),
         }
     }
 
@@ -139,7 +155,10 @@ impl Sampler {
             t_ns: self.clock.now_ns(),
             source: "client".into(),
             name: name.into(),
-            labels: thread.map(|thread| Arc::from([("thread".to_owned(), thread)])),
+            labels: thread
+                .map(|thread| ("thread".to_owned(), thread))
+                .into_iter()
+                .collect(),
             value,
         }
     }

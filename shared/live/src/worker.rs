@@ -12,12 +12,13 @@ use std::time::Duration;
 use tapedeck_clock::RunClock;
 use tapedeck_recording::{EventBatch, Sink};
 use tokio::sync::mpsc;
-use tokio::task::LocalSet;
+use tokio::task::{JoinError, LocalSet};
 
 use crate::arrival::Arrival;
 use crate::connect::{Connector, Pool};
 use crate::engine::{Gauges, Stop, StopLevel};
 use crate::exchange::exchange;
+use crate::pace::SlotGuard;
 use crate::tap::TapContext;
 use crate::target::Target;
 
@@ -40,8 +41,8 @@ pub(crate) struct Assignment {
     pub(crate) request_id: i64,
     pub(crate) arrival: Arrival,
     pub(crate) t_scheduled_ns: i64,
-    /// Given back when the request has ended.
-    pub(crate) slot: Option<std::sync::mpsc::SyncSender<i64>>,
+    /// Given back when this is dropped.
+    pub(crate) slot: Option<SlotGuard>,
 }
 
 /// What every attempt of one worker shares.
@@ -51,9 +52,12 @@ pub(crate) struct Worker {
     pub(crate) pool: Pool,
     pub(crate) timeouts: Timeouts,
     pub(crate) gauges: Arc<Gauges>,
-    pub(crate) label: Option<Arc<str>>,
+    /// Its number, for the `worker` column.
+    pub(crate) label: Arc<str>,
     sink: Sink,
     batch: RefCell<EventBatch>,
+    /// Bytes of the bodies in the batch; payloads count themselves.
+    body_bytes: Cell<usize>,
     watches: RefCell<Vec<Weak<Watch>>>,
 }
 
@@ -67,7 +71,7 @@ pub(crate) struct WorkerSpec {
     pub(crate) timeouts: Timeouts,
     pub(crate) gauges: Arc<Gauges>,
     pub(crate) stop: Arc<Stop>,
-    pub(crate) label: Option<Arc<str>>,
+    pub(crate) first_conn_id: i64,
     pub(crate) sink: Sink,
 }
 
@@ -85,23 +89,31 @@ impl Worker {
         let context = TapContext::new(spec.clock);
         Rc::new(Self {
             clock: spec.clock,
-            connector: Connector::new(target, context, spec.index, spec.workers),
+            connector: Connector::new(
+                target,
+                context,
+                spec.first_conn_id + spec.index as i64,
+                spec.workers as i64,
+            ),
             pool: Pool::default(),
             timeouts: spec.timeouts,
             gauges: Arc::clone(&spec.gauges),
-            label: spec.label.clone(),
+            label: spec.index.to_string().into(),
             sink: spec.sink.clone(),
             batch: RefCell::new(EventBatch::default()),
+            body_bytes: Cell::new(0),
             watches: RefCell::new(Vec::new()),
         })
     }
 
-    /// Adds rows to the batch. When the writer's queue is full this waits, and
+    /// Adds rows, with bodies of `body_bytes`, to the batch. When the writer's queue is full this waits, and
     /// the wait shows as the distance between arrival and `t_seen_ns`.
-    pub(crate) fn record(&self, add: impl FnOnce(&mut EventBatch)) {
+    pub(crate) fn record(&self, body_bytes: usize, add: impl FnOnce(&mut EventBatch)) {
         let mut batch = self.batch.borrow_mut();
         add(&mut batch);
-        if batch.chunks.rows.len() >= BATCH_ROWS || batch.chunks.payloads.len() >= BATCH_BYTES {
+        self.body_bytes.set(self.body_bytes.get() + body_bytes);
+        let bytes = self.body_bytes.get() + batch.chunks.payloads.len();
+        if batch.chunks.rows.len() >= BATCH_ROWS || bytes >= BATCH_BYTES {
             drop(batch);
             self.flush();
         }
@@ -109,6 +121,7 @@ impl Worker {
 
     fn flush(&self) {
         let batch = std::mem::take(&mut *self.batch.borrow_mut());
+        self.body_bytes.set(0);
         // A writer that has stopped reports its own error; the engine sees
         // `Sink::failed` and ends the run.
         self.sink.push(batch).ok();
@@ -239,13 +252,27 @@ pub(crate) fn run_worker(
         let mut tasks = tokio::task::JoinSet::new();
         while let Some(assignment) = assignments.recv().await {
             tasks.spawn_local(exchange(Rc::clone(&worker), assignment));
-            while tasks.try_join_next().is_some() {}
+            while let Some(ended) = tasks.try_join_next() {
+                pass_panic_on(ended);
+            }
         }
-        while tasks.join_next().await.is_some() {}
+        while let Some(ended) = tasks.join_next().await {
+            pass_panic_on(ended);
+        }
         ticker.abort();
     });
     worker.flush();
     Ok(())
+}
+
+/// A defect of ours must not pass for a request that never ended: it ends the
+/// worker, and the engine says so.
+fn pass_panic_on(ended: Result<(), JoinError>) {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
+        std::panic::resume_unwind(error.into_panic());
+    }
 }
 
 async fn tick(worker: Rc<Worker>, stop: Arc<Stop>) {

@@ -212,7 +212,7 @@ fn sample_columns(rows: &[SampleRow]) -> Vec<ArrayRef> {
         i64s(rows, |r| r.t_ns),
         strs(rows, |r| &r.source),
         strs(rows, |r| &r.name),
-        maps(rows, |r| r.labels.as_ref()),
+        maps(rows, |r| Some(&r.labels)),
         Arc::new(Float64Array::from_iter_values(rows.iter().map(|r| r.value))),
     ]
 }
@@ -221,7 +221,7 @@ fn mark_columns(rows: &[MarkRow]) -> Vec<ArrayRef> {
     vec![
         i64s(rows, |r| r.t_ns),
         strs(rows, |r| &r.name),
-        opt_strs(rows, |r| r.detail.as_ref()),
+        strs(rows, |r| &r.detail),
     ]
 }
 
@@ -453,7 +453,7 @@ impl<'a> Columns<'a> {
             t_ns: self.i64("t_ns", row),
             source: self.str("source", row),
             name: self.str("name", row),
-            labels: self.opt_map("labels", row),
+            labels: self.opt_map("labels", row).unwrap_or_default(),
             value: self
                 .column("value")
                 .as_primitive::<Float64Type>()
@@ -465,7 +465,7 @@ impl<'a> Columns<'a> {
         MarkRow {
             t_ns: self.i64("t_ns", row),
             name: self.str("name", row),
-            detail: self.opt_str("detail", row),
+            detail: self.str("detail", row),
         }
     }
 }

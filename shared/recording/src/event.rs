@@ -148,7 +148,8 @@ pub struct SampleRow {
     pub t_ns: i64,
     pub source: Arc<str>,
     pub name: Arc<str>,
-    pub labels: Option<Pairs>,
+    /// Empty where the series needs none.
+    pub labels: Pairs,
     pub value: f64,
 }
 
@@ -157,8 +158,8 @@ pub struct SampleRow {
 pub struct MarkRow {
     pub t_ns: i64,
     pub name: Arc<str>,
-    /// JSON.
-    pub detail: Option<Arc<str>>,
+    /// A JSON object.
+    pub detail: Arc<str>,
 }
 
 /// Rows on their way to the writer. Within a batch requests come before their

@@ -1,8 +1,8 @@
 //! Files that appear whole or not at all: written beside, synced, renamed.
 
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// Recordings hold prompts: nobody else on the machine may read them.
@@ -12,6 +12,11 @@ const DIR_MODE: u32 = 0o700;
 /// Creates `dir` and its missing parents for the owner only.
 pub(crate) fn create_dir(dir: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(DIR_MODE).create(dir)
+}
+
+/// Takes an existing folder from everybody but the owner.
+pub(crate) fn restrict_dir(dir: &Path) -> io::Result<()> {
+    std::fs::set_permissions(dir, Permissions::from_mode(DIR_MODE))
 }
 
 /// A file that takes its name only in [`Pending::commit`].

@@ -199,7 +199,7 @@ static SAMPLES: LazyLock<SchemaRef> = LazyLock::new(|| {
         required("t_ns", DataType::Int64),
         required("source", DataType::Utf8),
         required("name", DataType::Utf8),
-        optional("labels", map_type()),
+        required("labels", map_type()),
         required("value", DataType::Float64),
     ])
 });
@@ -208,6 +208,6 @@ static MARKS: LazyLock<SchemaRef> = LazyLock::new(|| {
     table(vec![
         required("t_ns", DataType::Int64),
         required("name", DataType::Utf8),
-        optional("detail", DataType::Utf8),
+        required("detail", DataType::Utf8),
     ])
 });

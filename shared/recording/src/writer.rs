@@ -18,8 +18,9 @@ use crate::files;
 use crate::manifest::{ClockAnchor, Manifest, State};
 use crate::segment::{SealError, Tables, seal};
 
-/// Batches between the sockets and the writer. With the batches that the live
-/// layer makes (256 rows or 256 KiB) this is at most 64 MiB.
+/// Batches between the sockets and the writer. The live layer makes batches of at
+/// most 256 rows or 256 KiB and the one row that went over: ordinarily 64 MiB at
+/// most, more where single payloads are larger than that.
 pub const QUEUE_BATCHES: usize = 256;
 
 /// When a segment is cut.
@@ -146,6 +147,8 @@ impl Sink {
     fn send(&self, message: Message) -> Result<(), Stopped> {
         self.gauges.queued_batches.fetch_add(1, Ordering::Relaxed);
         self.queue.send(message).map_err(|_| {
+            // Also when the writer panicked and could not say so itself.
+            self.gauges.failed.store(true, Ordering::Relaxed);
             self.gauges.queued_batches.fetch_sub(1, Ordering::Relaxed);
             Stopped
         })
@@ -184,7 +187,6 @@ impl Writer {
             open_bytes: 0,
             cut_at_ns: cut_at_ns(limits.age),
             next_seq: 0,
-            sealed_all_tables: false,
         };
         let thread = std::thread::Builder::new()
             .name("tapedeck-writer".into())
@@ -224,7 +226,7 @@ fn claim(dir: &Path) -> Result<(), WriteError> {
     if entries.next().is_some() {
         return Err(WriteError::NotEmpty(dir.to_owned()));
     }
-    Ok(())
+    files::restrict_dir(dir).map_err(create_error)
 }
 
 fn store(manifest: &Manifest, dir: &Path) -> Result<(), WriteError> {
@@ -250,7 +252,6 @@ struct WriterState {
     cut_at_ns: i64,
     /// Number of the first row of the open segment.
     next_seq: u64,
-    sealed_all_tables: bool,
 }
 
 impl WriterState {
@@ -315,7 +316,7 @@ impl WriterState {
 
     fn note_drops(&mut self, marks: &[MarkRow]) {
         let drops = marks.iter().filter(|m| &*m.name == "dropped");
-        for detail in drops.filter_map(|m| m.detail.as_deref()) {
+        for detail in drops.map(|m| &*m.detail) {
             let count = serde_json::from_str::<serde_json::Value>(detail)
                 .ok()
                 .and_then(|v| v.get("events")?.as_u64());
@@ -339,7 +340,6 @@ impl WriterState {
             &self.open,
             tables,
         )?;
-        self.sealed_all_tables |= tables == Tables::All;
         self.manifest.segments.extend(files);
         self.manifest.state = state;
         self.open = EventBatch::default();

@@ -18,18 +18,15 @@ pub struct TargetArgs {
     /// Model to ask for; without it the server's first model is used.
     #[arg(long)]
     pub model: Option<String>,
-    /// API that the server speaks.
-    #[arg(long, alias = "backend", default_value = "openai-chat", value_parser = parse_api)]
-    pub api: Api,
     /// Path to send to, instead of the API's own.
     #[arg(long, value_name = "PATH")]
     pub endpoint: Option<String>,
     /// Sent as `Authorization: Bearer`; never recorded.
     #[arg(long, env = "OPENAI_API_KEY", hide_env_values = true)]
     pub api_key: Option<String>,
-    /// Further request headers.
-    #[arg(long = "header", alias = "headers", value_name = "K=V", value_parser = parse_pair, num_args = 1..)]
-    pub headers: Vec<(String, String)>,
+    /// Further request headers, K=V or K: V.
+    #[arg(long = "header", alias = "headers", value_name = "K=V", num_args = 1..)]
+    pub headers: Vec<String>,
     /// Trust the certificates of this PEM file too.
     #[arg(long, value_name = "FILE")]
     pub cacert: Option<PathBuf>,
@@ -153,19 +150,10 @@ pub enum Content {
 }
 
 pub fn parse_api(text: &str) -> Result<Api, String> {
-    let aliases = [
-        ("openai", Api::OpenAiCompletions),
-        ("vllm", Api::OpenAiCompletions),
-    ];
-    let known = Api::ALL.iter().copied();
-    known
-        .map(|api| (api.as_str(), api))
-        .chain(aliases)
-        .find_map(|(name, api)| (name == text).then_some(api))
-        .ok_or_else(|| {
-            let names: Vec<&str> = Api::ALL.iter().map(|api| api.as_str()).collect();
-            format!("known: {}", names.join(", "))
-        })
+    Api::from_word(text).ok_or_else(|| {
+        let names: Vec<&str> = Api::ALL.iter().map(|api| api.as_str()).collect();
+        format!("known: {}", names.join(", "))
+    })
 }
 
 /// `KEY=VALUE`.

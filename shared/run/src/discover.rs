@@ -6,6 +6,7 @@ use tapedeck_live::Timeouts;
 use url::Url;
 
 use crate::args::TargetArgs;
+use crate::requests::further_headers;
 
 /// The first model that `<origin>/v1/models` lists.
 ///
@@ -34,9 +35,7 @@ async fn ask(models: &Url, target: &TargetArgs, timeouts: &Timeouts) -> Result<S
     if let Some(key) = &target.api_key {
         request = request.bearer_auth(key);
     }
-    for (name, value) in &target.headers {
-        request = request.header(name, value);
-    }
+    request = request.headers(further_headers(target)?);
     // A URL in an error would show its query, and so its secrets.
     let response = request.send().await.map_err(reqwest::Error::without_url)?;
     let status = response.status();

@@ -5,17 +5,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::{Value, json};
 use tapedeck_clock::RunClock;
 use tapedeck_live::{
-    Arrival, Gauges, PreparedRequest, RunSpec, Stop, Telemetry, Timeouts, run as run_arrivals,
+    Arrival, Gauges, PreparedRequest, RunSpec, Stop, StopLevel, Telemetry, Timeouts,
+    run as run_arrivals,
 };
 use tapedeck_recording::{EventBatch, MarkRow, Phase, SegmentLimits, Sink, Writer};
 
+use crate::args::{ConnectionArgs, OutputArgs};
 use crate::manifest::{Described, describe};
 use crate::output::{Outcome, failure_text};
 use crate::progress::Progress;
+use crate::requests;
 use crate::server::Server;
+use crate::signals;
 
 /// Between setting up and the first arrival, so that the first is not late.
 const LEAD_NS: i64 = 20_000_000;
@@ -29,6 +34,39 @@ pub struct Harness<'a> {
     pub stop: Arc<Stop>,
     /// No progress bar.
     pub quiet: bool,
+}
+
+impl<'a> Harness<'a> {
+    /// Settles timeouts and workers, and watches for signals.
+    ///
+    /// # Errors
+    /// When signals cannot be watched.
+    pub fn new(
+        server: &'a Server,
+        connection: &ConnectionArgs,
+        output: &OutputArgs,
+    ) -> Result<Self> {
+        raise_open_files_limit();
+        let stop = Arc::new(Stop::default());
+        signals::watch(Arc::clone(&stop))?;
+        Ok(Self {
+            server,
+            timeouts: requests::timeouts(connection),
+            workers: requests::workers(connection),
+            stop,
+            quiet: output.no_progress || output.json,
+        })
+    }
+}
+
+/// A connection is an open file, and so is its other end in the simulator. Where
+/// the limit cannot be raised, what it costs is recorded as it happens.
+fn raise_open_files_limit() {
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+    {
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard).ok();
+    }
 }
 
 /// One recording to be made.
@@ -106,15 +144,17 @@ impl Run<'_> {
     ) -> Result<()> {
         let telemetry = Telemetry::start(self.clock, Arc::clone(&self.gauges), sink.clone())
             .context("cannot start the telemetry thread")?;
-        let mut first_request_id = 0;
+        let mut first_id = 0;
         if let Some(request) = &plan.probe {
+            self.mark(sink, "phase_begin", &json!({"phase": "probe"}));
             self.probe(request, sink)?;
-            first_request_id = 1;
+            self.mark(sink, "phase_end", &json!({"phase": "probe"}));
+            first_id = 1;
         }
         self.mark(sink, "phase_begin", &json!({"phase": "measure"}));
         let progress = Progress::start(Arc::clone(&self.gauges), plan.number, self.harness.quiet);
         let start_ns = self.clock.now_ns() + LEAD_NS;
-        let mut spec = self.spec(sink, start_ns, first_request_id);
+        let mut spec = self.spec(sink, start_ns, first_id);
         spec.parallel = plan.parallel;
         let duration_ns = plan.duration.map(|d| i64::try_from(d.as_nanos()));
         spec.until_ns = duration_ns.map(|ns| start_ns.saturating_add(ns.unwrap_or(i64::MAX)));
@@ -150,6 +190,8 @@ impl Run<'_> {
         run_arrivals(&spec, std::iter::once(arrival))?;
         match spec.gauges.first_failures().first() {
             None => Ok(()),
+            // Stopped by the user: the recording is sealed as it is.
+            Some(_) if self.harness.stop.level() != StopLevel::Run => Ok(()),
             Some(failure) => Err(ProbeFailed(format!(
                 "the probe request to {} failed: {}",
                 self.harness.server.shown,
@@ -159,7 +201,8 @@ impl Run<'_> {
         }
     }
 
-    fn spec(&self, sink: &Sink, start_ns: i64, first_request_id: i64) -> RunSpec {
+    /// Requests and connections are numbered from `first_id`: the probe has 0.
+    fn spec(&self, sink: &Sink, start_ns: i64, first_id: i64) -> RunSpec {
         RunSpec {
             clock: self.clock,
             target: self.harness.server.target.clone(),
@@ -168,8 +211,8 @@ impl Run<'_> {
             parallel: Some(1),
             start_ns,
             until_ns: None,
-            first_request_id,
-            label: None,
+            first_request_id: first_id,
+            first_conn_id: first_id,
             sink: sink.clone(),
             stop: Arc::clone(&self.harness.stop),
             gauges: Arc::clone(&self.gauges),
@@ -181,7 +224,7 @@ impl Run<'_> {
             marks: vec![MarkRow {
                 t_ns: self.clock.now_ns(),
                 name: name.into(),
-                detail: Some(detail.to_string().into()),
+                detail: detail.to_string().into(),
             }],
             ..EventBatch::default()
         };

@@ -44,7 +44,8 @@ pub fn describe(clock: RunClock, described: &Described) -> Manifest {
             realtime_ns: anchor.realtime_ns,
         }],
         timestamp_source: None,
-        command: mask_command(std::env::args()),
+        // A path need not be UTF-8; what stands here is for people to read.
+        command: mask_command(std::env::args_os().map(|a| a.to_string_lossy().into_owned())),
         target: Some(described.target.clone()),
         settings: described.settings.clone(),
         workload: Some(described.workload.clone()),

@@ -24,7 +24,7 @@ use crate::secrets::{mask_query, mask_url};
 ///
 /// # Errors
 /// When the URL does not parse.
-pub fn endpoint(url: &str, target: &TargetArgs) -> Result<Url> {
+pub fn endpoint(url: &str, target: &TargetArgs, api: Api) -> Result<Url> {
     let mut url = Url::parse(url).with_context(|| {
         format!(
             "--url {} is not a URL\nhint: http://host:port, or sim:",
@@ -32,11 +32,17 @@ pub fn endpoint(url: &str, target: &TargetArgs) -> Result<Url> {
         )
     })?;
     let own = url.path().trim_end_matches('/').to_owned();
-    if let Some(path) = &target.endpoint {
+    if let Some(endpoint) = &target.endpoint {
+        let (path, query) = match endpoint.split_once('?') {
+            Some((path, query)) => (path, Some(query)),
+            None => (endpoint.as_str(), url.query()),
+        };
+        let query = query.map(str::to_owned);
         url.set_path(path);
+        url.set_query(query.as_deref());
     } else if own.is_empty() || own.ends_with("/v1") {
         let prefix = own.strip_suffix("/v1").unwrap_or_default();
-        url.set_path(&format!("{prefix}/v1{}", api_path(target.api)));
+        url.set_path(&format!("{prefix}/v1{}", api_path(api)));
     }
     Ok(url)
 }
@@ -98,6 +104,18 @@ pub fn body_options(body: &BodyArgs, model: Option<String>) -> Result<BodyOption
     })
 }
 
+/// Body options as they stand in the settings of a manifest.
+#[must_use]
+pub fn body_json(options: &BodyOptions) -> Value {
+    json!({
+        "stream": options.stream,
+        "include_usage": options.include_usage,
+        "max_tokens": options.max_tokens,
+        "ignore_max_tokens": options.ignore_max_tokens,
+        "fields": options.fields,
+    })
+}
+
 fn number(flag: &str, value: Option<f64>) -> Result<Value> {
     match value {
         Some(x) if !x.is_finite() => bail!("{flag} {x} is not a number that JSON can carry"),
@@ -146,13 +164,13 @@ pub struct RequestBuilder {
 impl RequestBuilder {
     /// # Errors
     /// When a header or the path cannot be sent.
-    pub fn new(url: &Url, host: &str, target: &TargetArgs) -> Result<Self> {
+    pub fn new(url: &Url, host: &str, target: &TargetArgs, api: Api) -> Result<Self> {
         let path = match url.query() {
             Some(query) => format!("{}?{query}", url.path()),
             None => url.path().to_owned(),
         };
         Ok(Self {
-            api: target.api,
+            api,
             uri: path
                 .parse()
                 .with_context(|| format!("path {} cannot be sent", url.path()))?,
@@ -222,12 +240,28 @@ fn headers(host: &str, target: &TargetArgs) -> Result<HeaderMap> {
         value.set_sensitive(true);
         headers.insert(header::AUTHORIZATION, value);
     }
-    for (name, value) in &target.headers {
-        let name: HeaderName = name
-            .parse()
-            .with_context(|| format!("--header {name}=… has a name that cannot be sent"))?;
-        let value = HeaderValue::from_str(value)
+    headers.extend(further_headers(target)?);
+    Ok(headers)
+}
+
+/// The headers of `--header`. No message shows a value, or what may be one.
+///
+/// # Errors
+/// When one is no `K=V` or cannot be sent.
+pub(crate) fn further_headers(target: &TargetArgs) -> Result<HeaderMap> {
+    let mut headers = HeaderMap::new();
+    for (number, header) in (1..).zip(&target.headers) {
+        // What comes first separates: values hold `=`, names hold neither.
+        let at = header.find(['=', ':']);
+        let Some((name, value)) = at.map(|at| (&header[..at], header[at + 1..].trim())) else {
+            bail!("--header number {number} is not KEY=VALUE");
+        };
+        let name: HeaderName = name.trim().parse().map_err(|_| {
+            anyhow::anyhow!("--header number {number} has a name that cannot be sent")
+        })?;
+        let mut value = HeaderValue::from_str(value)
             .map_err(|_| anyhow::anyhow!("--header {name}=… has a value that cannot be sent"))?;
+        value.set_sensitive(true);
         headers.insert(name, value);
     }
     Ok(headers)
@@ -259,9 +293,13 @@ mod tests {
             ("http://h/own/path", "/own/path"),
         ] {
             let args = target(&format!("--url {url}"));
-            assert_eq!(endpoint(url, &args).unwrap().path(), path);
+            assert_eq!(endpoint(url, &args, Api::OpenAiChat).unwrap().path(), path);
         }
-        let args = target("--url http://h/v1 --endpoint /x/y");
-        assert_eq!(endpoint("http://h/v1", &args).unwrap().path(), "/x/y");
+        let args = target("--url http://h/v1 --endpoint /x/y?api-version=1&key=s");
+        let url = endpoint("http://h/v1", &args, Api::OpenAiChat).unwrap();
+        assert_eq!(
+            (url.path(), url.query()),
+            ("/x/y", Some("api-version=1&key=s"))
+        );
     }
 }

@@ -39,7 +39,8 @@ pub fn mask_url(text: &str) -> String {
     if text.starts_with("sim:") {
         return text.to_owned();
     }
-    let Ok(mut url) = Url::parse(text) else {
+    let parsed = Url::parse(text).ok().filter(|url| !url.cannot_be_a_base());
+    let Some(mut url) = parsed else {
         // Not a URL: what stands before an `@` may still be a password.
         return match text.rsplit_once('@') {
             Some((_, rest)) => format!("{MASK}@{rest}"),
@@ -61,7 +62,7 @@ pub fn mask_url(text: &str) -> String {
 const SECRET_FLAGS: &[&str] = &["--api-key"];
 /// Flags whose value is `name=secret`.
 const PAIR_FLAGS: &[&str] = &["--header", "--headers"];
-/// Flags that open another list of values end one of [`PAIR_FLAGS`].
+const ENDPOINT_FLAG: &str = "--endpoint";
 const URL_FLAGS: &[&str] = &["--url", "--base-url"];
 
 /// A command line with its secrets masked. Header values are always masked: a
@@ -92,8 +93,14 @@ fn mask_value(flag: &str, value: &str) -> String {
     if SECRET_FLAGS.contains(&flag) {
         MASK.to_owned()
     } else if PAIR_FLAGS.contains(&flag) {
-        let name = value.split_once('=').map_or(value, |(name, _)| name);
+        // Without a separator it may be a bare secret.
+        let name = value.split_once(['=', ':']).map_or("", |(name, _)| name);
         format!("{name}={MASK}")
+    } else if flag == ENDPOINT_FLAG {
+        match value.split_once('?') {
+            Some((path, query)) => format!("{path}?{}", mask_query(query)),
+            None => value.to_owned(),
+        }
     } else if URL_FLAGS.contains(&flag) {
         mask_url(value)
     } else {
@@ -108,9 +115,10 @@ mod tests {
     #[test]
     fn no_secret_survives_in_a_command_line() {
         let line = "record load --url http://me:pw1@h/p?api-key=pw2&x=1 --api-key pw3 \
-            --api-key=pw4 --header Authorization=pw5 x-api-key=pw6 --headers=Cookie=pw7 --model m";
+            --api-key=pw4 --header Authorization=pw5 x-api-key=pw6 --headers=Cookie=pw7 \
+            --endpoint /v1?key=pw8 --base-url me:pw9@h:80 --model m";
         let masked = mask_command(line.split_whitespace().map(str::to_owned)).join(" ");
-        for i in 1..=7 {
+        for i in 1..=9 {
             assert!(!masked.contains(&format!("pw{i}")), "{masked}");
         }
         assert!(masked.contains("x=1") && masked.contains("--model m"));

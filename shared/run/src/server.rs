@@ -6,6 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use anyhow::Result;
 use tapedeck_live::{Target, Timeouts};
 use tapedeck_simulator::{Running, SimConfig, Simulator};
+use tapedeck_wire::openai::Api;
 use url::Url;
 
 use crate::args::TargetArgs;
@@ -22,6 +23,8 @@ pub struct Server {
     pub target: Target,
     /// As recorded: no secrets, and `sim:…` rather than an address.
     pub shown: String,
+    /// Every setting of the simulator, as its query.
+    pub simulator_settings: Option<String>,
     _simulator: Option<Running>,
 }
 
@@ -31,12 +34,15 @@ impl Server {
     /// # Errors
     /// When the URL, its host, its certificates or the simulator's settings are
     /// bad.
-    pub fn reach(args: &TargetArgs) -> Result<Self> {
-        let simulator = match args.url.strip_prefix("sim:") {
-            Some(_) => {
-                let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-                Some(Simulator::start(SimConfig::from_url(&args.url)?, any)?)
-            }
+    pub fn reach(args: &TargetArgs, api: Api) -> Result<Self> {
+        let config = match args.url.strip_prefix("sim:") {
+            Some(_) => Some(SimConfig::from_url(&args.url)?),
+            None => None,
+        };
+        let settings = config.as_ref().map(SimConfig::to_query);
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let simulator = match config {
+            Some(config) => Some(Simulator::start(config, any)?),
             None => None,
         };
         let url = match &simulator {
@@ -44,13 +50,14 @@ impl Server {
             None => args.url.clone(),
         };
         let base = url;
-        let url = endpoint(&base, args)?;
+        let url = endpoint(&base, args, api)?;
         let target = Target::resolve(&url, &tls_options(args))?;
         Ok(Self {
             shown: match &simulator {
                 Some(_) => args.url.clone(),
                 None => mask_url(url.as_str()),
             },
+            simulator_settings: settings,
             url,
             base,
             target,
@@ -62,8 +69,8 @@ impl Server {
     ///
     /// # Errors
     /// When the URL does not parse.
-    pub fn url_for(&self, args: &TargetArgs) -> Result<Url> {
-        endpoint(&self.base, args)
+    pub fn url_for(&self, args: &TargetArgs, api: Api) -> Result<Url> {
+        endpoint(&self.base, args, api)
     }
 
     /// The first model that the server lists.

@@ -7,6 +7,9 @@ use anyhow::{Context, Result};
 use tapedeck_live::{Stop, StopLevel};
 use tokio::signal::unix::{SignalKind, signal};
 
+/// Exit code of a process that a signal ended, as shells give it for Ctrl-C.
+const INTERRUPTED: i32 = 130;
+
 /// Raises `stop` on signals, from a thread of its own, until the process ends.
 ///
 /// # Errors
@@ -42,7 +45,14 @@ async fn raise(stop: &Stop) {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
         }
+        if stop.is_over() {
+            break;
+        }
         stop.raise(level);
         eprintln!("\n{message}");
+    }
+    // Everything is sealed; what is still to come is a report at most.
+    if stop.is_over() {
+        std::process::exit(INTERRUPTED);
     }
 }

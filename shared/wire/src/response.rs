@@ -280,7 +280,7 @@ impl<T: Copy> Answer<T> {
             self.http_error(decode_error)
         } else if self.shape == Shape::Stream {
             self.framer
-                .finish(&mut |frame| self.story.hand_out(&frame, out));
+                .finish(&mut |frame| self.story.hand_out_cut_off(&frame, out));
             self.stream_verdict(decode_error, end)
         } else {
             self.whole_verdict(decode_error, end)

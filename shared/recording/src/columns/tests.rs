@@ -143,7 +143,7 @@ fn a_word_that_is_not_of_the_format_is_named() {
     let mark = MarkRow {
         t_ns: 1,
         name: "x".into(),
-        detail: None,
+        detail: "{}".into(),
     };
     let events = EventBatch {
         marks: vec![mark],

@@ -61,7 +61,7 @@ fn chunks(count: i32) -> EventBatch {
         t_ns: 11,
         source: "client".into(),
         name: "n".into(),
-        labels: None,
+        labels: [].into(),
         value: 1.0,
     });
     batch
@@ -181,7 +181,7 @@ fn dropped_events_are_counted_in_the_manifest() {
     let mark = MarkRow {
         t_ns: 1,
         name: "dropped".into(),
-        detail: Some(r#"{"events":17}"#.into()),
+        detail: r#"{"events":17}"#.into(),
     };
     let batch = EventBatch {
         marks: vec![mark],

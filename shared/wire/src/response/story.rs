@@ -84,6 +84,20 @@ impl Story {
         }
     }
 
+    /// Hands out what the end of the stream left open. An event that does not
+    /// parse there was cut off: that is what `truncated` says, not `malformed`.
+    pub(super) fn hand_out_cut_off<T: Copy>(
+        &mut self,
+        frame: &Frame<'_, T>,
+        out: &mut impl FnMut(Chunk<'_, T>),
+    ) {
+        let malformed_chunks = self.malformed_chunks;
+        self.hand_out(frame, out);
+        if frame.class == FrameClass::Event {
+            self.malformed_chunks = malformed_chunks;
+        }
+    }
+
     fn chunk<'a, T: Copy>(&mut self, frame: &Frame<'a, T>) -> Chunk<'a, T> {
         let meaning = match frame.class {
             FrameClass::Event => self.interpreter.interpret(frame.event, frame.payload),
