@@ -9,45 +9,62 @@ use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use tapedeck_recording::{Outcome, Recording, Table};
 
-use crate::support::mock_llm::replies::{chat_delta, sse};
+use crate::support::mock_llm::replies::{LAST_CHUNK, chat_delta, http_chunk, sse};
 use crate::support::programs::run_line;
 
-/// Answers every connection once, in three TLS records, and closes it.
-fn serve(listener: &TcpListener, config: &Arc<ServerConfig>) {
+/// Serves each connection one request. Then it says goodbye: at once, or, where
+/// the connection is said to be kept, only when the next request has come.
+fn serve(listener: &TcpListener, config: &Arc<ServerConfig>, keep: bool) {
     for stream in listener.incoming() {
         let Ok(stream) = stream else { return };
         // A client that refuses the certificate ends its connection here.
-        drop(answer(stream, config));
+        drop(answer(stream, config, keep));
     }
 }
 
-fn answer(stream: TcpStream, config: &Arc<ServerConfig>) -> std::io::Result<()> {
+fn answer(stream: TcpStream, config: &Arc<ServerConfig>, keep: bool) -> std::io::Result<()> {
     let connection = ServerConnection::new(Arc::clone(config)).map_err(std::io::Error::other)?;
     let mut tls = StreamOwned::new(connection, stream);
-    let mut request = Vec::new();
-    let mut buffer = [0; 4096];
-    while !request.ends_with(b"}") {
-        let n = tls.read(&mut buffer)?;
-        if n == 0 {
-            return Ok(());
-        }
-        request.extend_from_slice(&buffer[..n]);
+    if !read_request(&mut tls)? {
+        return Ok(());
     }
-    let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n";
+    let connection = if keep { "keep-alive" } else { "close" };
+    let head = format!(
+        "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\
+         transfer-encoding: chunked\r\nconnection: {connection}\r\n\r\n"
+    );
+    let end = [sse(&chat_delta("{}", Some("stop"))), sse("[DONE]")].concat();
     let records = [
-        head.as_bytes().to_vec(),
-        sse(&chat_delta(r#"{"content":"hello"}"#, None)),
-        [sse(&chat_delta("{}", Some("stop"))), sse("[DONE]")].concat(),
+        head.into_bytes(),
+        http_chunk(&sse(&chat_delta(r#"{"content":"hello"}"#, None))),
+        [http_chunk(&end), LAST_CHUNK.to_vec()].concat(),
     ];
     for record in records {
         tls.write_all(&record)?;
         tls.flush()?;
     }
+    if keep {
+        read_request(&mut tls)?;
+    }
     tls.conn.send_close_notify();
     tls.flush()
 }
 
-fn start(dir: &Path) -> SocketAddr {
+/// False when the client left instead.
+fn read_request(tls: &mut StreamOwned<ServerConnection, TcpStream>) -> std::io::Result<bool> {
+    let mut request = Vec::new();
+    let mut buffer = [0; 4096];
+    while !request.ends_with(b"}") {
+        let n = tls.read(&mut buffer)?;
+        if n == 0 {
+            return Ok(false);
+        }
+        request.extend_from_slice(&buffer[..n]);
+    }
+    Ok(true)
+}
+
+fn start(dir: &Path, keep: bool) -> SocketAddr {
     let issued = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
     std::fs::write(dir.join("ca.pem"), issued.cert.pem()).unwrap();
     let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(issued.signing_key.serialize_der()));
@@ -62,7 +79,7 @@ fn start(dir: &Path) -> SocketAddr {
     let addr = listener.local_addr().unwrap();
     std::thread::Builder::new()
         .name("tls-server".to_owned())
-        .spawn(move || serve(&listener, &Arc::new(config)))
+        .spawn(move || serve(&listener, &Arc::new(config), keep))
         .unwrap();
     addr
 }
@@ -70,7 +87,7 @@ fn start(dir: &Path) -> SocketAddr {
 #[test]
 fn tls_is_verified_and_its_phases_are_stamped() {
     let dir = tempfile::tempdir().unwrap();
-    let addr = start(dir.path());
+    let addr = start(dir.path(), false);
     let load = |name: &str, trust: &str| {
         run_line(
             "record",
@@ -103,4 +120,34 @@ fn tls_is_verified_and_its_phases_are_stamped() {
         recording.manifest.timestamp_source.as_deref(),
         Some("kernel")
     );
+}
+
+#[test]
+fn a_tls_connection_that_was_closed_between_requests_is_replaced() {
+    let dir = tempfile::tempdir().unwrap();
+    let addr = start(dir.path(), true);
+    let out = dir.path().join("r");
+    let line = format!(
+        "load --url https://localhost:{} --model m --prompt x --number 3 --no-probe --json --cacert {} --out {}",
+        addr.port(),
+        dir.path().join("ca.pem").display(),
+        out.display()
+    );
+    run_line("record", &line).expect(0);
+    let recording = Recording::open(&out).unwrap();
+    let responses = recording.rows(Table::Responses).unwrap().responses;
+    let attempts: Vec<_> = responses
+        .iter()
+        .map(|r| (r.request_id, r.attempt, r.outcome))
+        .collect();
+    // The goodbye is a TLS record, and yet no byte of an answer.
+    let stale = Outcome::ConnectionError;
+    let expected = [
+        (0, 0, Outcome::Ok),
+        (1, 0, stale),
+        (1, 1, Outcome::Ok),
+        (2, 0, stale),
+        (2, 1, Outcome::Ok),
+    ];
+    assert_eq!(attempts, expected);
 }
