@@ -50,7 +50,7 @@ pub fn run(args: &LoadArgs) -> Result<Ending> {
             break;
         }
         let plan = load.plan(level, &harness);
-        match harness.record(&dir, plan, load.arrivals(level)) {
+        match harness.record(&dir, &plan, load.arrivals(level)) {
             Ok(outcome) => done.push(outcome),
             Err(error) => {
                 // The levels before it are whole: they are reported all the same.

@@ -82,7 +82,7 @@ pub fn run(args: &RunArgs) -> Result<Ending> {
     };
     let arrivals = plan.requests.iter().zip(&requests);
     let arrivals = arrivals.map(|(planned, request)| arrival(planned, request));
-    let done = harness.record(&root, recorded, arrivals)?;
+    let done = harness.record(&root, &recorded, arrivals)?;
     harness.stop.finish();
     output::finish(&args.output, &[done])
 }

@@ -34,7 +34,12 @@ use tapedeck_recording::{
 use tapedeck_wire::openai::Api;
 
 #[path = "../../../tests/support/mock_llm.rs"]
-#[allow(dead_code, unreachable_pub, reason = "shared with the tests")]
+#[allow(
+    dead_code,
+    unreachable_pub,
+    unused_imports,
+    reason = "shared with the tests"
+)]
 mod mock_llm;
 
 use mock_llm::replies::Stream;

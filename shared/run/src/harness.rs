@@ -97,7 +97,7 @@ impl Harness<'_> {
     pub fn record(
         &self,
         dir: &Path,
-        plan: Plan,
+        plan: &Plan,
         arrivals: impl Iterator<Item = Arrival>,
     ) -> Result<Outcome> {
         let clock = RunClock::start();
@@ -108,7 +108,7 @@ impl Harness<'_> {
         };
         let manifest = describe(clock, &plan.described);
         let writer = Writer::create(dir, manifest, SegmentLimits::default())?;
-        let result = run.drive(&plan, &writer.sink(), arrivals);
+        let result = run.drive(plan, &writer.sink(), arrivals);
         let sealed = writer.finish();
         // The disk's error explains the run's, not the other way round.
         sealed.with_context(|| format!("the recording {} is not complete", dir.display()))?;
