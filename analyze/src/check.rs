@@ -7,12 +7,12 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+use tapedeck_recording::footer::Footer;
 use tapedeck_recording::manifest::SegmentFile;
 use tapedeck_recording::reader::read_file;
 use tapedeck_recording::schema::FORMAT_VERSION;
 use tapedeck_recording::{Recording, Table};
 
-use crate::footer::Footer;
 use crate::models;
 use crate::parameters::Parameters;
 use crate::session::{Error, Session};

@@ -8,7 +8,6 @@
 
 pub mod check;
 pub mod cli;
-mod footer;
 mod listing;
 pub mod models;
 pub mod output;
@@ -18,7 +17,6 @@ pub mod report;
 mod rows;
 pub mod session;
 
-pub use footer::FooterError;
 pub use parameters::{Parameters, Slo, UnknownMetric};
 pub use render::Format;
 pub use report::{Report, ReportOptions, report};

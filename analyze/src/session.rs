@@ -22,11 +22,11 @@ use datafusion::physical_plan::collect_partitioned;
 use datafusion::prelude::{DataFrame, SessionConfig, SessionContext};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tapedeck_recording::footer::Footer;
 use tapedeck_recording::reader::ReadError;
-use tapedeck_recording::schema::{FORMAT_VERSION, RECORDING_ID, map_type};
+use tapedeck_recording::schema::{RECORDING_ID, map_type};
 use tapedeck_recording::{Recording, Table};
 
-use crate::footer::{Footer, FooterError};
 use crate::models;
 use crate::parameters::{Parameters, Slo, UnknownMetric};
 use crate::rows;
@@ -36,13 +36,6 @@ use crate::rows;
 pub enum Error {
     #[error(transparent)]
     Read(#[from] ReadError),
-    #[error(transparent)]
-    Footer(#[from] FooterError),
-    #[error(
-        "{} has format version {found}, this program reads up to {FORMAT_VERSION}\nhint: use a newer tapedeck",
-        path.display()
-    )]
-    Newer { path: PathBuf, found: u32 },
     #[error(
         "{} and {} are the same recording\nhint: name only one of them",
         first.display(), second.display()
@@ -231,10 +224,7 @@ impl Session {
         let mut urls = Vec::new();
         for recording in &self.recordings {
             for path in recording.files(table)? {
-                let footer = Footer::read(&path)?;
-                if let Some(found) = footer.version.filter(|v| *v > FORMAT_VERSION) {
-                    return Err(Error::Newer { path, found });
-                }
+                Footer::read(&path)?.check_version(&path)?;
                 urls.push(file_url(&path)?);
             }
         }

@@ -31,7 +31,7 @@ pub enum Command {
 pub struct LoadArgs {
     #[command(flatten)]
     pub target: TargetArgs,
-    /// API that the server speaks.
+    /// API that the server speaks: openai-chat or openai-completions.
     #[arg(long, alias = "backend", default_value = "openai-chat", value_parser = parse_api, help_heading = "Target")]
     pub api: Api,
     #[command(flatten)]

@@ -7,6 +7,7 @@
 pub mod columns;
 pub mod event;
 mod files;
+pub mod footer;
 pub mod manifest;
 pub mod reader;
 pub mod schema;

@@ -8,8 +8,9 @@ use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
 use crate::columns::{RowError, from_batch};
 use crate::event::EventBatch;
+use crate::footer::Footer;
 use crate::manifest::{MANIFEST_FILE, Manifest, ManifestError};
-use crate::schema::{FOOTER_FORMAT_VERSION, FORMAT_VERSION, Table};
+use crate::schema::{FORMAT_VERSION, Table};
 
 /// A recording that could not be opened or read.
 #[derive(Debug, thiserror::Error)]
@@ -143,18 +144,7 @@ pub fn read_file(path: &Path) -> Result<Vec<RecordBatch>, ReadError> {
         source,
     };
     let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(parquet_error)?;
-    let footer = builder.metadata().file_metadata().key_value_metadata();
-    let version = footer
-        .into_iter()
-        .flatten()
-        .find(|kv| kv.key == FOOTER_FORMAT_VERSION)
-        .and_then(|kv| kv.value.as_deref()?.parse::<u32>().ok());
-    if let Some(found) = version.filter(|v| *v > FORMAT_VERSION) {
-        return Err(ReadError::NewerSegment {
-            path: path.to_owned(),
-            found,
-        });
-    }
+    Footer::of(builder.metadata().file_metadata()).check_version(path)?;
     let reader = builder.build().map_err(parquet_error)?;
     reader
         .collect::<Result<Vec<_>, _>>()

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgAction, Args, ValueEnum};
+#[cfg(feature = "report")]
 use tapedeck_analyze::Slo;
 use tapedeck_wire::openai::Api;
 
@@ -129,6 +130,7 @@ pub struct OutputArgs {
     /// No progress bar.
     #[arg(long, alias = "disable-tqdm", action = ArgAction::SetTrue)]
     pub no_progress: bool,
+    #[cfg(feature = "report")]
     /// Service level objectives for goodput in the report, e.g. ttft_ms=200.
     #[arg(long = "slo", alias = "goodput", value_name = "METRIC=VALUE", num_args = 1.., value_parser = tapedeck_analyze::cli::parse_slo)]
     pub slos: Vec<Slo>,

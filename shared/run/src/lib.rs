@@ -11,6 +11,7 @@ pub mod harness;
 pub mod manifest;
 pub mod output;
 mod progress;
+#[cfg(feature = "report")]
 mod report;
 pub mod requests;
 pub mod secrets;

@@ -77,9 +77,20 @@ pub fn finish(output: &OutputArgs, done: &[Outcome]) -> Result<Ending> {
     if output.json {
         print_json(done);
     } else if !output.no_report && !done.is_empty() {
-        crate::report::print(&paths, &output.slos)?;
+        print_report(&paths, output)?;
     }
     Ok(verdict(done))
+}
+
+#[cfg(feature = "report")]
+fn print_report(paths: &[PathBuf], output: &OutputArgs) -> Result<()> {
+    crate::report::print(paths, &output.slos)
+}
+
+#[cfg(not(feature = "report"))]
+fn print_report(_paths: &[PathBuf], _output: &OutputArgs) -> Result<()> {
+    eprintln!("built without reports: use analyze report");
+    Ok(())
 }
 
 fn print_json(done: &[Outcome]) {
