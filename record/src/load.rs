@@ -154,7 +154,7 @@ impl Load<'_> {
         json!({
             "api": self.args.api.as_str(),
             "url_path": &*self.requests[0].url_path,
-            "model": self.requests[0].model,
+            "model": self.requests[0].model.as_deref(),
             "body": body_json(&self.options),
             "parallel": level.parallel,
             "rate_per_s": rate.filter(|r| r.is_finite()),
