@@ -34,25 +34,26 @@ async fn raise(stop: &Stop) {
         eprintln!("warning: signals cannot be watched, Ctrl-C ends the run without sealing");
         return;
     };
-    for (level, message) in [
+    let mut levels = [
         (
             StopLevel::Drain,
             "stopping: waiting for requests in flight (again to stop at once)",
         ),
         (StopLevel::Now, "stopping at once"),
-    ] {
+    ]
+    .into_iter();
+    loop {
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
         }
+        // Everything is sealed; what is still to come is a report at most.
         if stop.is_over() {
-            break;
+            std::process::exit(INTERRUPTED);
         }
-        stop.raise(level);
-        eprintln!("\n{message}");
-    }
-    // Everything is sealed; what is still to come is a report at most.
-    if stop.is_over() {
-        std::process::exit(INTERRUPTED);
+        if let Some((level, message)) = levels.next() {
+            stop.raise(level);
+            eprintln!("\n{message}");
+        }
     }
 }
