@@ -7,16 +7,10 @@
 use std::path::{Path, PathBuf};
 
 use tapedeck_recording::Recording;
-use tapedeck_recording::manifest::MANIFEST_FILE;
-use tapedeck_recording::reader::ReadError;
 
 use crate::parameters::Parameters;
 use crate::report::{self, Summary};
 use crate::session::{Error, Session};
-
-/// How many folders below the root a recording may lie, as
-/// [`Recording::open_all`] has it.
-const DEPTH: usize = 2;
 
 /// A recording, or what stands in its place.
 #[derive(Debug)]
@@ -33,15 +27,10 @@ pub(crate) struct Entry {
 /// # Errors
 /// When there is none, or `root` itself cannot be read.
 pub(crate) async fn below(root: &Path) -> Result<Vec<Entry>, Error> {
-    let mut dirs = Vec::new();
-    find(root, DEPTH, &mut dirs)?;
-    if dirs.is_empty() {
-        return Err(ReadError::NotFound(root.to_owned()).into());
-    }
-    dirs.sort_by(|a, b| a.0.cmp(&b.0));
     let mut readable: Vec<Recording> = Vec::new();
     let mut entries = Vec::new();
-    for (dir, opened) in dirs {
+    for (dir, opened) in Recording::below(root)? {
+        let opened = opened.map_err(Error::Read);
         match opened.and_then(|recording| refuse_copy(&readable, recording)) {
             Ok(recording) => readable.push(recording),
             Err(error) => entries.push(Entry {
@@ -54,34 +43,6 @@ pub(crate) async fn below(root: &Path) -> Result<Vec<Entry>, Error> {
     entries.extend(summarize(readable).await);
     entries.sort_by(|a, b| a.dir.cmp(&b.dir));
     Ok(entries)
-}
-
-type Opened = (PathBuf, Result<Recording, Error>);
-
-/// A folder that cannot be listed is an entry too, unless it is the root.
-fn find(path: &Path, depth: usize, found: &mut Vec<Opened>) -> Result<(), Error> {
-    if path.join(MANIFEST_FILE).is_file() {
-        let opened = Recording::open(path).map_err(Error::Read);
-        found.push((path.to_owned(), opened));
-        return Ok(());
-    }
-    if depth == 0 || !path.is_dir() {
-        return Ok(());
-    }
-    let io_error = |source| ReadError::Io {
-        path: path.to_owned(),
-        source,
-    };
-    for entry in path.read_dir().map_err(io_error)? {
-        let entry = entry.map_err(io_error)?;
-        let dir = entry.path();
-        if entry.file_type().map_err(io_error)?.is_dir()
-            && let Err(error) = find(&dir, depth - 1, found)
-        {
-            found.push((dir, Err(error)));
-        }
-    }
-    Ok(())
 }
 
 /// Rows of two copies would count twice in one session.

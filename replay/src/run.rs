@@ -20,7 +20,7 @@ use tapedeck_run::server::Server;
 use tapedeck_wire::openai::Api;
 
 use crate::cli::{PlanArgs, RunArgs, SourceArgs};
-use crate::source::{Plan, Planned, origin, plan};
+use crate::source::{Plan, Planned, plan};
 
 /// Prints `request_id,offset_s,model,body_bytes` of every planned arrival.
 ///
@@ -199,7 +199,7 @@ fn described(
 
 fn settings(source: &SourceArgs, plan: &Plan, args: &RunArgs, harness: &Harness<'_>) -> Value {
     json!({
-        "replay_of_recording_id": &*origin(plan),
+        "replay_of_recording_id": plan.manifest.recording_id,
         "mode": source.mode.as_str(),
         "speed": source.speed,
         "where": source.filter,

@@ -1,7 +1,6 @@
 //! A recording becomes arrivals.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use tapedeck_recording::{Manifest, Phase, Recording, RequestRow, Table};
@@ -92,12 +91,6 @@ fn arrived_ns(row: &RequestRow) -> Option<i64> {
 /// Exact for speed 1: an offset in ns fits the 53 bits of a float for 104 days.
 fn scaled(offset_ns: i64, speed: f64) -> i64 {
     (offset_ns as f64 / speed).round() as i64
-}
-
-/// Name of the recording a plan comes from, as the replay's settings keep it.
-#[must_use]
-pub fn origin(plan: &Plan) -> Arc<str> {
-    plan.manifest.recording_id.as_str().into()
 }
 
 #[cfg(test)]

@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use tapedeck_recording::manifest::{Host, Manifest, State};
-use tapedeck_recording::schema::FORMAT_VERSION;
+use tapedeck_recording::manifest::Manifest;
 use tapedeck_recording::{
     ChunkKind, ChunkRow, EventBatch, Outcome, Phase, RequestRow, ResponseRow, SegmentLimits,
     TimestampSource, Writer,
@@ -15,24 +14,11 @@ pub(crate) const MS: i64 = 1_000_000;
 /// A manifest with nothing in it but a name and a new id.
 pub(crate) fn manifest(name: &str) -> Manifest {
     Manifest {
-        format_version: FORMAT_VERSION,
-        recording_id: tapedeck_recording::new_recording_id(),
-        name: name.to_owned(),
         labels: BTreeMap::from([("suite".to_owned(), "tests".to_owned())]),
-        tool: "tapedeck tests".to_owned(),
-        state: State::Open,
         wall_clock_start: "2026-01-01T00:00:00.000000000Z".to_owned(),
-        monotonic_start_ns: 0,
-        boot_id: None,
-        anchors: Vec::new(),
-        timestamp_source: None,
-        command: Vec::new(),
         target: Some("http://127.0.0.1:8000/v1/chat/completions".to_owned()),
         settings: serde_json::json!({"parallel": 1}),
-        workload: None,
-        host: Host::default(),
-        segments: Vec::new(),
-        dropped_events: 0,
+        ..Manifest::new(name, "tapedeck tests", 0)
     }
 }
 

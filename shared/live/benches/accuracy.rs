@@ -27,7 +27,6 @@ use tapedeck_clock::RunClock;
 use tapedeck_live::{
     Arrival, Gauges, PreparedRequest, RunSpec, Stop, Target, Timeouts, TlsOptions, run,
 };
-use tapedeck_recording::manifest::{Host, State};
 use tapedeck_recording::{
     ChunkKind, ChunkRow, EventBatch, Manifest, Phase, Recording, SegmentLimits, Table, Writer,
 };
@@ -143,7 +142,8 @@ fn request(mock: &MockLlm, number: usize) -> Arc<PreparedRequest> {
 
 fn record(mock: &MockLlm, streams: usize, out: &Path) {
     let clock = RunClock::start();
-    let writer = Writer::create(out, manifest(clock), SegmentLimits::default()).unwrap();
+    let manifest = Manifest::new("accuracy", "accuracy benchmark", clock.origin_ns());
+    let writer = Writer::create(out, manifest, SegmentLimits::default()).unwrap();
     let url = mock.url().parse().unwrap();
     let minute = Duration::from_secs(60);
     let spec = RunSpec {
@@ -177,29 +177,6 @@ fn record(mock: &MockLlm, streams: usize, out: &Path) {
     });
     run(&spec, arrivals).unwrap();
     writer.finish().unwrap();
-}
-
-fn manifest(clock: RunClock) -> Manifest {
-    Manifest {
-        format_version: 1,
-        recording_id: tapedeck_recording::new_recording_id(),
-        name: "accuracy".into(),
-        labels: BTreeMap::new(),
-        tool: "accuracy benchmark".into(),
-        state: State::Open,
-        wall_clock_start: String::new(),
-        monotonic_start_ns: clock.origin_ns(),
-        boot_id: None,
-        anchors: Vec::new(),
-        timestamp_source: None,
-        command: Vec::new(),
-        target: None,
-        settings: serde_json::Value::Null,
-        workload: None,
-        host: Host::default(),
-        segments: Vec::new(),
-        dropped_events: 0,
-    }
 }
 
 #[derive(Default)]

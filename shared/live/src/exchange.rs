@@ -103,7 +103,7 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    async fn run(&mut self, source: Source) -> Ending {
+    async fn run(&self, source: Source) -> Ending {
         let pooled = match source {
             Source::Pool => self.worker.pool.take().await,
             Source::Fresh => None,
@@ -122,8 +122,8 @@ impl<'a> Attempt<'a> {
                 self.converse(connection, reused).await
             }
             Err(end) => {
-                let reader = ResponseReader::new(unanswered(self.request));
-                self.close(reader, Answer::default(), end)
+                self.close_unanswered(end);
+                Ending::Final
             }
         }
     }
@@ -151,7 +151,7 @@ impl<'a> Attempt<'a> {
     }
 
     /// Writes the request on `connection` and reads its answer to the end.
-    async fn converse(&mut self, mut connection: Connection, reused: bool) -> Ending {
+    async fn converse(&self, mut connection: Connection, reused: bool) -> Ending {
         connection.tap.begin_attempt();
         self.enter(Stage::FirstByte);
         let response = connection.sender.send_request(self.http_request());
@@ -159,29 +159,21 @@ impl<'a> Attempt<'a> {
         let head = self
             .step(&mut connection, |cx| response.as_mut().poll(cx))
             .await;
-        let response = match head {
-            Ok(Ok(response)) => response,
-            failed => {
-                let end = match failed {
-                    Ok(Err(e)) => broken(&e),
-                    Err(kill) => self.killed(kill),
-                    Ok(Ok(_)) => End::Clean,
-                };
-                let silent = !connection.tap.answered();
-                let stale = reused && silent && matches!(end, End::Broken { .. });
-                let reader = ResponseReader::new(unanswered(self.request));
-                let ending = self.close(reader, Answer::default(), end);
-                return if stale { Ending::Stale } else { ending };
+        let end = match head {
+            Ok(Ok(response)) => {
+                self.read_answer(connection, response).await;
+                return Ending::Final;
             }
+            Ok(Err(e)) => broken(&e),
+            Err(kill) => self.killed(kill),
         };
-        self.read_answer(connection, response).await
+        let silent = !connection.tap.answered();
+        let stale = reused && silent && matches!(end, End::Broken { .. });
+        self.close_unanswered(end);
+        if stale { Ending::Stale } else { Ending::Final }
     }
 
-    async fn read_answer(
-        &mut self,
-        mut connection: Connection,
-        response: Response<Incoming>,
-    ) -> Ending {
+    async fn read_answer(&self, mut connection: Connection, response: Response<Incoming>) {
         let head_read = connection.tap.last_read();
         let mut answer = Answer {
             status: Some(i32::from(response.status().as_u16())),
@@ -213,11 +205,10 @@ impl<'a> Attempt<'a> {
         });
         let clean = matches!(end, End::Clean);
         drop(body);
-        let ending = self.close(reader, answer, end);
+        self.close(reader, answer, end);
         if clean && connection.sender.is_ready() {
             self.worker.pool.put(connection);
         }
-        ending
     }
 
     async fn read_body(
@@ -398,8 +389,14 @@ impl<'a> Attempt<'a> {
         self.worker.record(0, |batch| batch.marks.push(mark));
     }
 
+    /// Records the end of an attempt that got no answer.
+    fn close_unanswered(&self, end: End) {
+        let reader = ResponseReader::new(unanswered(self.request));
+        self.close(reader, Answer::default(), end);
+    }
+
     /// Records the response, and the request if it was never fully written.
-    fn close(&self, reader: ResponseReader<ReadStamp>, answer: Answer, end: End) -> Ending {
+    fn close(&self, reader: ResponseReader<ReadStamp>, answer: Answer, end: End) {
         let t_end_ns = answer
             .t_end_ns
             .unwrap_or_else(|| self.worker.clock.now_ns());
@@ -425,7 +422,6 @@ impl<'a> Attempt<'a> {
         let body_bytes = row.body.as_ref().map_or(0, Bytes::len);
         self.worker
             .record(body_bytes, |batch| batch.responses.push(row));
-        Ending::Final
     }
 }
 

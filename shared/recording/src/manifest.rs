@@ -115,6 +115,32 @@ pub enum ManifestError {
 }
 
 impl Manifest {
+    /// The manifest of a new, open recording that says nothing yet of where and
+    /// what; `tool` writes it, t = 0 is `monotonic_start_ns`.
+    #[must_use]
+    pub fn new(name: &str, tool: &str, monotonic_start_ns: i64) -> Self {
+        Self {
+            format_version: FORMAT_VERSION,
+            recording_id: crate::new_recording_id(),
+            name: name.to_owned(),
+            labels: BTreeMap::new(),
+            tool: tool.to_owned(),
+            state: State::Open,
+            wall_clock_start: String::new(),
+            monotonic_start_ns,
+            boot_id: None,
+            anchors: Vec::new(),
+            timestamp_source: None,
+            command: Vec::new(),
+            target: None,
+            settings: serde_json::Value::Null,
+            workload: None,
+            host: Host::default(),
+            segments: Vec::new(),
+            dropped_events: 0,
+        }
+    }
+
     /// Reads `<recording>/recording.json`, refusing a newer format.
     pub fn load(recording: &Path) -> Result<Self, ManifestError> {
         #[derive(Deserialize)]

@@ -47,6 +47,9 @@ pub enum ReadError {
     },
 }
 
+/// A folder, and the recording in it or why there is none to be had.
+pub type Opened = (PathBuf, Result<Recording, ReadError>);
+
 /// An opened recording.
 #[derive(Debug, Clone)]
 pub struct Recording {
@@ -75,16 +78,23 @@ impl Recording {
     /// # Errors
     /// When there is none, or one of them cannot be opened.
     pub fn open_all(path: &Path) -> Result<Vec<Self>, ReadError> {
-        let mut dirs = Vec::new();
-        find(path, 2, &mut dirs).map_err(|source| ReadError::Io {
-            path: path.to_owned(),
-            source,
-        })?;
-        if dirs.is_empty() {
+        let found = Self::below(path)?;
+        found.into_iter().map(|(_, opened)| opened).collect()
+    }
+
+    /// Every recording that [`Self::open_all`] finds, with its error where it
+    /// cannot be opened; so is a folder below `path` that cannot be listed.
+    ///
+    /// # Errors
+    /// When there is none, or `path` itself cannot be listed.
+    pub fn below(path: &Path) -> Result<Vec<Opened>, ReadError> {
+        let mut found = Vec::new();
+        find(path, FOLDERS_DEEP, &mut found)?;
+        if found.is_empty() {
             return Err(ReadError::NotFound(path.to_owned()));
         }
-        dirs.sort();
-        dirs.iter().map(|dir| Self::open(dir)).collect()
+        found.sort_by(|a, b| a.0.cmp(&b.0));
+        Ok(found)
     }
 
     /// Sealed files of `table`, in order of their first row.
@@ -154,18 +164,28 @@ pub fn read_file(path: &Path) -> Result<Vec<RecordBatch>, ReadError> {
         })
 }
 
-fn find(path: &Path, depth: usize, found: &mut Vec<PathBuf>) -> std::io::Result<()> {
+/// How many folders below the one named a recording may lie: a sweep below a root.
+const FOLDERS_DEEP: usize = 2;
+
+fn find(path: &Path, depth: usize, found: &mut Vec<Opened>) -> Result<(), ReadError> {
     if path.join(MANIFEST_FILE).is_file() {
-        found.push(path.to_owned());
+        found.push((path.to_owned(), Recording::open(path)));
         return Ok(());
     }
     if depth == 0 || !path.is_dir() {
         return Ok(());
     }
-    for entry in fs::read_dir(path)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            find(&entry.path(), depth - 1, found)?;
+    let io_error = |source| ReadError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    for entry in fs::read_dir(path).map_err(io_error)? {
+        let entry = entry.map_err(io_error)?;
+        let dir = entry.path();
+        if entry.file_type().map_err(io_error)?.is_dir()
+            && let Err(error) = find(&dir, depth - 1, found)
+        {
+            found.push((dir, Err(error)));
         }
     }
     Ok(())

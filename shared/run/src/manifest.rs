@@ -7,9 +7,7 @@ use serde_json::{Value, json};
 use tapedeck_clock::{Anchor, RunClock, realtime_ns};
 use tapedeck_live::Timeouts;
 use tapedeck_recording::Manifest;
-use tapedeck_recording::manifest::{ClockAnchor, Host, State, Workload};
-use tapedeck_recording::new_recording_id;
-use tapedeck_recording::schema::FORMAT_VERSION;
+use tapedeck_recording::manifest::{ClockAnchor, Host, Workload};
 
 use crate::secrets::mask_command;
 
@@ -28,30 +26,23 @@ pub struct Described {
 pub fn describe(clock: RunClock, described: &Described) -> Manifest {
     let anchor = Anchor::read();
     let start_ns = anchor.realtime_ns - (anchor.monotonic_ns - clock.origin_ns());
+    let tool = concat!("tapedeck ", env!("CARGO_PKG_VERSION"));
     Manifest {
-        format_version: FORMAT_VERSION,
-        recording_id: new_recording_id(),
-        name: described.name.clone(),
         labels: described.labels.clone(),
-        tool: concat!("tapedeck ", env!("CARGO_PKG_VERSION")).to_owned(),
-        state: State::Open,
         wall_clock_start: DateTime::from_timestamp_nanos(start_ns)
             .to_rfc3339_opts(SecondsFormat::Nanos, true),
-        monotonic_start_ns: clock.origin_ns(),
         boot_id: Host::boot_id(),
         anchors: vec![ClockAnchor {
             monotonic_ns: anchor.monotonic_ns,
             realtime_ns: anchor.realtime_ns,
         }],
-        timestamp_source: None,
         // A path need not be UTF-8; what stands here is for people to read.
         command: mask_command(std::env::args_os().map(|a| a.to_string_lossy().into_owned())),
         target: Some(described.target.clone()),
         settings: described.settings.clone(),
         workload: Some(described.workload.clone()),
         host: Host::read(),
-        segments: Vec::new(),
-        dropped_events: 0,
+        ..Manifest::new(&described.name, tool, clock.origin_ns())
     }
 }
 

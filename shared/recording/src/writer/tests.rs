@@ -1,32 +1,10 @@
-use std::collections::BTreeMap;
-
 use super::*;
 use crate::event::{ChunkKind, ChunkRow, SampleRow};
-use crate::manifest::Host;
 use crate::reader::{Recording, read_file};
-use crate::schema::{FORMAT_VERSION, Table};
+use crate::schema::Table;
 
 fn manifest() -> Manifest {
-    Manifest {
-        format_version: FORMAT_VERSION,
-        recording_id: crate::new_recording_id(),
-        name: "test".into(),
-        labels: BTreeMap::new(),
-        tool: "test".into(),
-        state: State::Open,
-        wall_clock_start: String::new(),
-        monotonic_start_ns: 0,
-        boot_id: None,
-        anchors: Vec::new(),
-        timestamp_source: None,
-        command: Vec::new(),
-        target: None,
-        settings: serde_json::Value::Null,
-        workload: None,
-        host: Host::default(),
-        segments: Vec::new(),
-        dropped_events: 0,
-    }
+    Manifest::new("test", "test", 0)
 }
 
 fn limits(rows: usize) -> SegmentLimits {
