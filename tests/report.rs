@@ -467,3 +467,46 @@ fn files_that_lie_about_themselves_are_findings() {
     let broken = problem(&|_| ());
     assert!(broken.contains("does not open"), "{broken}");
 }
+
+#[test]
+fn payloads_are_text_and_their_json_is_within_reach() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut events = EventBatch::default();
+    events.requests.push(request(0, 0));
+    let payloads: [&[u8]; 4] = [
+        br#"{"usage":null,"timings":{"prompt_ms":1.5,"by":"llama"}}"#,
+        br#"{"timings":{"prompt_ms":[1]}}"#,
+        b"not json",
+        b"\xff\x00",
+    ];
+    for (index, payload) in (0..).zip(payloads) {
+        let row = chunk(0, index, ChunkKind::Content, i64::from(index) * MS);
+        events.chunks.push(row, Some(payload));
+    }
+    let path = write(&dir.path().join("r"), events);
+    let query = |sql: &str, format: &str| {
+        let arguments = ["query", path.to_str().unwrap(), sql, "--format", format];
+        run("analyze", arguments).expect(0).stdout
+    };
+    let found = "SELECT json_extract_string(data, '/timings/prompt_ms') AS ms, \
+                        json_extract_string(data, '/usage') AS usage, \
+                        json_extract_string(CAST('\"a\"' AS VARCHAR), '') AS whole \
+                 FROM chunks ORDER BY chunk_index";
+    assert_eq!(
+        query(found, "csv"),
+        "ms,usage,whole\n1.5,,a\n[1],,a\n,,a\n,,a\n"
+    );
+    let shown = "SELECT data FROM chunks WHERE chunk_index >= 2 ORDER BY chunk_index";
+    assert_eq!(query(shown, "csv"), "data\nnot json\n\\xff00\n");
+    assert_eq!(
+        serde_json::from_str::<Value>(&query(shown, "json")).unwrap(),
+        serde_json::json!([{"data": "not json"}, {"data": "\\xff00"}])
+    );
+    let wrong = "SELECT json_extract_string(data, 'timings') FROM chunks";
+    let refused = run("analyze", ["query", path.to_str().unwrap(), wrong]).expect(2);
+    assert!(
+        refused.stderr.contains("is not a JSON pointer"),
+        "{}",
+        refused.stderr
+    );
+}

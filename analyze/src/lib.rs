@@ -12,6 +12,7 @@ mod listing;
 pub mod models;
 pub mod output;
 pub mod parameters;
+mod payload;
 pub mod render;
 pub mod report;
 mod rows;

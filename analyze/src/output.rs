@@ -16,6 +16,7 @@ use parquet::arrow::ArrowWriter;
 use parquet::basic::Compression;
 use parquet::file::properties::WriterProperties;
 
+use crate::payload::readable;
 use crate::render::csv_field;
 
 /// Rows of a drawn table: its columns have to be measured before the first line
@@ -165,6 +166,11 @@ impl<'a> Sink<'a> {
     }
 
     fn write(&mut self, batch: &RecordBatch) -> Result<(), OutputError> {
+        let readable = match self {
+            Self::Parquet(writer) => return Ok(writer.write(batch)?),
+            _ => readable(batch)?,
+        };
+        let batch = &readable;
         match self {
             Self::Table {
                 rows,
@@ -184,7 +190,7 @@ impl<'a> Sink<'a> {
                 }
             }
             Self::Json(writer) => writer.write(batch)?,
-            Self::Parquet(writer) => writer.write(batch)?,
+            Self::Parquet(_) => {}
         }
         Ok(())
     }
@@ -217,7 +223,7 @@ impl<'a> Sink<'a> {
     }
 }
 
-/// Every cell as text; `None` is NULL. Bytes show as hexadecimal digits.
+/// Every cell as text; `None` is NULL.
 fn cells(
     batch: &RecordBatch,
     show: impl Fn(Option<String>) -> String,

@@ -29,6 +29,7 @@ use tapedeck_recording::{Recording, Table};
 
 use crate::models;
 use crate::parameters::{Parameters, Slo, UnknownMetric};
+use crate::payload;
 use crate::rows;
 
 /// Recordings that cannot be analyzed, or a question that cannot be answered.
@@ -58,7 +59,9 @@ pub enum Error {
 pub(crate) fn explain(error: &DataFusionError) -> String {
     let text = match error.find_root() {
         DataFusionError::SQL(error, _) => error.to_string(),
-        DataFusionError::Plan(text) | DataFusionError::NotImplemented(text) => text.clone(),
+        DataFusionError::Plan(text)
+        | DataFusionError::Execution(text)
+        | DataFusionError::NotImplemented(text) => text.clone(),
         root => root.strip_backtrace(),
     };
     let text = text.replace("datafusion.public.", "");
@@ -173,6 +176,7 @@ impl Session {
             ),
             recordings,
         };
+        session.context.register_udf(payload::json_extract_string());
         for table in Table::ALL {
             session.register_recorded(table)?;
         }
