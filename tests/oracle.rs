@@ -100,7 +100,8 @@ fn write_recording(dir: &Path, seed: u64) {
 }
 
 fn scan(dir: &Path, table: Table, columns: &[&str]) -> LazyFrame {
-    let files = Recording::open(dir).unwrap().files(table).unwrap();
+    let recording = Recording::open(dir).unwrap();
+    let files = recording.files(table);
     assert!(files.len() > 1, "several segments of {}", table.name());
     let paths: Vec<PlRefPath> = files
         .iter()

@@ -11,6 +11,7 @@ use tapedeck_recording::footer::Footer;
 use tapedeck_recording::manifest::SegmentFile;
 use tapedeck_recording::reader::read_file;
 use tapedeck_recording::schema::FORMAT_VERSION;
+use tapedeck_recording::segment::hash_file;
 use tapedeck_recording::{Recording, Table};
 
 use crate::models;
@@ -50,11 +51,27 @@ pub async fn check(recording: &Recording) -> Result<Vec<Broken>, Error> {
         ));
         return Ok(broken);
     }
+    broken.extend(unfinished(recording));
     let session = Session::open_tables(vec![recording.clone()], &Parameters::default())?;
     for model in models::checks() {
         broken.extend(run(&session, model).await?);
     }
     Ok(broken)
+}
+
+/// What a recorder that died left undone.
+fn unfinished(recording: &Recording) -> Option<Broken> {
+    let log = recording.recovered();
+    let is_open = recording.manifest.state == tapedeck_recording::manifest::State::Open;
+    (is_open && !log.live).then(|| {
+        let counts = log.counts;
+        let problem = format!(
+            "was not finished by its recorder: {} rows are only in its log, {} rows are lost, \
+             {} bytes are torn",
+            counts.rows, counts.lost_rows, counts.torn_bytes
+        );
+        file_problem(tapedeck_recording::manifest::MANIFEST_FILE, problem)
+    })
 }
 
 #[derive(Deserialize)]
@@ -103,7 +120,7 @@ fn check_files(recording: &Recording) -> Result<Vec<Broken>, Error> {
         }
     }
     for table in Table::ALL {
-        for path in recording.files(table)? {
+        for path in recording.files(table) {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             let file = format!("{}/{name}", table.name());
             // A recorder may have died between sealing a file and listing it.
@@ -138,7 +155,19 @@ fn check_segment(recording: &Recording, segment: &SegmentFile) -> Option<String>
             "holds {} rows, the manifest says {rows}",
             footer.rows
         )),
-        _ => decode(&path, &segment.file),
+        _ => check_hash(&path, segment).or_else(|| decode(&path, &segment.file)),
+    }
+}
+
+/// Where the manifest knows the file's hash, a flipped byte shows in it.
+fn check_hash(path: &Path, segment: &SegmentFile) -> Option<String> {
+    let expected = segment.blake3.as_ref()?;
+    match hash_file(path) {
+        Ok(found) if found == *expected => None,
+        Ok(found) => Some(format!(
+            "has changed since it was sealed: its BLAKE3 is {found}, the manifest says {expected}"
+        )),
+        Err(error) => Some(format!("does not read: {error}")),
     }
 }
 

@@ -90,6 +90,7 @@ const CHECKS: &[(&str, &str)] = sql_files![
     "response_without_request.sql",
     "seen_before_arrival.sql",
     "time_backwards.sql",
+    "unfinished_request.sql",
     "unknown_word.sql",
 ];
 

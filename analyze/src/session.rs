@@ -11,6 +11,7 @@ use std::sync::Arc;
 use arrow::array::RecordBatch;
 use arrow::datatypes::{DataType, SchemaRef};
 use arrow::error::ArrowError;
+use datafusion::catalog::TableProvider;
 use datafusion::datasource::MemTable;
 use datafusion::datasource::file_format::parquet::ParquetFormat;
 use datafusion::datasource::listing::{
@@ -223,24 +224,36 @@ impl Session {
     }
 
     /// One table over the sealed files of all recordings, read by DataFusion's
-    /// own Parquet source so that plans stay shippable.
+    /// own Parquet source so that plans stay shippable; with it, under the same
+    /// name, the rows that only a write-ahead log holds.
     fn register_recorded(&self, table: Table) -> Result<(), Error> {
         let mut urls = Vec::new();
+        let mut unsealed = Vec::new();
         for recording in &self.recordings {
-            for path in recording.files(table)? {
-                Footer::read(&path)?.check_version(&path)?;
-                urls.push(file_url(&path)?);
+            for path in recording.files(table) {
+                Footer::read(path)?.check_version(path)?;
+                urls.push(file_url(path)?);
             }
+            unsealed.extend(recording.unsealed(table)?);
         }
+        let has_unsealed = !unsealed.is_empty();
+        let memory = MemTable::try_new(table.schema(), vec![unsealed]).map_err(Error::Query)?;
         if urls.is_empty() {
-            return self.register_batch(table.name(), RecordBatch::new_empty(table.schema()));
+            return self.register(table.name(), Arc::new(memory));
         }
         let format = Arc::new(ParquetFormat::default());
         let config = ListingTableConfig::new_with_multi_paths(urls)
             .with_listing_options(ListingOptions::new(format))
             .with_schema(table.schema());
-        let provider = ListingTable::try_new(config).map_err(Error::Query)?;
-        self.register(table.name(), Arc::new(provider))
+        let sealed = ListingTable::try_new(config).map_err(Error::Query)?;
+        if !has_unsealed {
+            return self.register(table.name(), Arc::new(sealed));
+        }
+        let read = |rows: Arc<dyn TableProvider>| self.context.read_table(rows);
+        let both = read(Arc::new(sealed))
+            .and_then(|sealed| sealed.union(read(Arc::new(memory))?))
+            .map_err(Error::Query)?;
+        self.register(table.name(), both.into_view())
     }
 
     fn register_recordings(&self) -> Result<(), Error> {
@@ -284,11 +297,7 @@ impl Session {
         self.register(name, Arc::new(table.map_err(Error::Query)?))
     }
 
-    fn register(
-        &self,
-        name: &str,
-        table: Arc<dyn datafusion::catalog::TableProvider>,
-    ) -> Result<(), Error> {
+    fn register(&self, name: &str, table: Arc<dyn TableProvider>) -> Result<(), Error> {
         let registered = self.context.register_table(name, table);
         registered.map(drop).map_err(Error::Query)
     }
@@ -352,6 +361,10 @@ fn recordings_schema() -> SchemaRef {
         ("wall_clock_start", DataType::Utf8),
         ("dropped_events", DataType::Int64),
         ("missing_segments", DataType::Int64),
+        ("live", DataType::Boolean),
+        ("recovered_rows", DataType::Int64),
+        ("lost_rows", DataType::Int64),
+        ("torn_bytes", DataType::Int64),
         ("timestamp_source", DataType::Utf8),
         ("open_loop", DataType::Boolean),
         ("waits_for_slots", DataType::Boolean),
@@ -372,6 +385,13 @@ struct RecordingRow<'a> {
     dropped_events: u64,
     /// Files that the manifest lists and the disk does not have.
     missing_segments: usize,
+    /// Somebody is writing it now.
+    live: bool,
+    /// Of the write-ahead log, when its recorder had died: rows found in it, rows
+    /// missing, bytes that are no whole frame.
+    recovered_rows: u64,
+    lost_rows: u64,
+    torn_bytes: u64,
     timestamp_source: Option<&'a str>,
     /// Arrivals had a schedule of their own.
     open_loop: bool,
@@ -398,6 +418,8 @@ impl<'a> RecordingRow<'a> {
         let manifest = &recording.manifest;
         let segments = manifest.segments.iter();
         let missing = segments.filter(|s| !recording.dir.join(&s.file).is_file());
+        let log = recording.recovered();
+        let counts = manifest.recovered.unwrap_or(log.counts);
         Self {
             recording_id: &manifest.recording_id,
             path: recording.dir.display().to_string(),
@@ -409,6 +431,10 @@ impl<'a> RecordingRow<'a> {
             wall_clock_start: &manifest.wall_clock_start,
             dropped_events: manifest.dropped_events,
             missing_segments: missing.count(),
+            live: log.live,
+            recovered_rows: counts.rows,
+            lost_rows: counts.lost_rows,
+            torn_bytes: counts.torn_bytes,
             timestamp_source: manifest.timestamp_source.as_deref(),
             open_loop: is_open_loop(&manifest.settings),
             waits_for_slots: is_open_loop(&manifest.settings)

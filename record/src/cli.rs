@@ -25,6 +25,8 @@ pub enum Command {
     Load(Box<LoadArgs>),
     /// Run the embedded simulator as a server of its own.
     Simulate(SimulateArgs),
+    /// Make whole what a recorder that died left behind.
+    Repair(RepairArgs),
 }
 
 #[derive(Debug, Clone, Args)]
@@ -125,6 +127,12 @@ pub struct SimulateArgs {
     pub slots: Option<u32>,
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct RepairArgs {
+    /// A recording, or a folder of them.
+    pub recording: PathBuf,
 }
 
 /// `-1` and `inf` become infinity: all at once.

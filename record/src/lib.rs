@@ -1,10 +1,11 @@
-//! The recorder: `record load` and `record simulate`.
+//! The recorder: `record load`, `record simulate` and `record repair`.
 //!
 //! [`cli`] is what the user typed, [`config`] what it means, [`load`] the run.
 
 pub mod cli;
 pub mod config;
 pub mod load;
+mod repair;
 mod simulate;
 
 use std::process::ExitCode;
@@ -19,6 +20,7 @@ pub fn run(cli: Cli) -> ExitCode {
     let result = match cli.command {
         Command::Load(args) => load::run(&args),
         Command::Simulate(args) => simulate::run(&args).map(|()| Ending::Fine),
+        Command::Repair(args) => repair::run(&args).map(|()| Ending::Fine),
     };
     exit_code(result)
 }

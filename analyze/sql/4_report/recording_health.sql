@@ -12,8 +12,8 @@ names AS (
   SELECT column1 AS finding_index, column2 AS finding
   FROM (
     VALUES
-      (0, 'verdict'),
-      (1, 'state'),
+      (0, 'state'),
+      (1, 'verdict'),
       (2, 'dropped_events'),
       (3, 'missing_segments'),
       (4, 'unfinished_requests'),
@@ -72,6 +72,10 @@ fact AS (
   SELECT
     g.recording_id,
     g.state,
+    g.live,
+    g.recovered_rows,
+    g.lost_rows,
+    g.torn_bytes,
     g.dropped_events,
     g.missing_segments,
     v.verdict,
@@ -103,7 +107,12 @@ SELECT
       CASE f.verdict
         WHEN 'ok' THEN 'ok' WHEN 'invalid' THEN 'error' ELSE 'warning'
       END
-    WHEN 'state' THEN CASE WHEN f.state = 'sealed' THEN 'ok' ELSE 'warning' END
+    WHEN 'state' THEN
+      CASE
+        WHEN f.state = 'sealed' THEN 'ok'
+        WHEN f.lost_rows > 0 THEN 'error'
+        ELSE 'warning'
+      END
     WHEN 'dropped_events' THEN
       CASE WHEN f.dropped_events > 0 THEN 'error' ELSE 'ok' END
     WHEN 'missing_segments' THEN
@@ -148,8 +157,23 @@ SELECT
       CASE f.state
         WHEN 'sealed' THEN 'sealed by its recorder'
         WHEN 'open' THEN
-          'open: still being written, or its recorder died; the last rows are missing'
-        ELSE concat(f.state, ' after its recorder died')
+          CASE
+            WHEN f.live THEN
+              'still being written: this is what had arrived so far'
+            ELSE
+              concat(
+                'unfinished, its recorder died: ',
+                f.recovered_rows, ' rows read from its log, ',
+                f.lost_rows, ' rows lost, ', f.torn_bytes,
+                ' bytes torn; record repair seals it'
+              )
+          END
+        ELSE
+          concat(
+            f.state, ' after its recorder died: ',
+            f.recovered_rows, ' rows from its log, ',
+            f.lost_rows, ' rows lost, ', f.torn_bytes, ' bytes torn'
+          )
       END
     WHEN 'dropped_events' THEN
       concat(f.dropped_events, ' events dropped by the recorder')

@@ -17,23 +17,30 @@ use crate::event::{
 };
 use crate::schema::{Table, block_run_fields};
 
-/// The rows of `table` in `events` as one batch. Chunks come out sorted by
-/// (`request_id`, `attempt`, `chunk_index`); all other tables in event order.
-pub fn to_batch(
-    table: Table,
-    recording_id: &str,
-    events: &EventBatch,
-) -> Result<RecordBatch, ArrowError> {
-    let mut columns = match table {
+/// The rows of `table` in `events` as one batch without `recording_id`, which is
+/// one word for a whole recording ([`with_recording_id`] adds it). Chunks come
+/// out sorted by (`request_id`, `attempt`, `chunk_index`); all other tables in
+/// event order.
+pub fn to_batch(table: Table, events: &EventBatch) -> Result<RecordBatch, ArrowError> {
+    let columns = match table {
         Table::Requests => request_columns(&events.requests),
         Table::Chunks => chunk_columns(&events.chunks),
         Table::Responses => response_columns(&events.responses),
         Table::Samples => sample_columns(&events.samples),
         Table::Marks => mark_columns(&events.marks),
     };
-    let rows = columns.first().map_or(0, |c| c.len());
-    let id = StringArray::from_iter_values(std::iter::repeat_n(recording_id, rows));
-    columns.insert(0, Arc::new(id));
+    RecordBatch::try_new(table.row_schema(), columns)
+}
+
+/// `batch`, rows of `table` without `recording_id`, with that column in front.
+pub fn with_recording_id(
+    table: Table,
+    recording_id: &str,
+    batch: &RecordBatch,
+) -> Result<RecordBatch, ArrowError> {
+    let ids = std::iter::repeat_n(recording_id, batch.num_rows());
+    let mut columns: Vec<ArrayRef> = vec![Arc::new(StringArray::from_iter_values(ids))];
+    columns.extend_from_slice(batch.columns());
     RecordBatch::try_new(table.schema(), columns)
 }
 
@@ -240,8 +247,8 @@ pub enum RowError {
     UnknownWord { column: String, value: String },
 }
 
-/// Appends the rows of `batch`, which must hold every column of `table`, to
-/// `events`.
+/// Appends the rows of `batch`, which must hold every column of `table` but
+/// `recording_id`, to `events`.
 pub fn from_batch(
     table: Table,
     batch: &RecordBatch,
@@ -270,7 +277,7 @@ struct Columns<'a> {
 
 impl<'a> Columns<'a> {
     fn check(table: Table, batch: &'a RecordBatch) -> Result<Self, RowError> {
-        for field in table.schema().fields() {
+        for field in table.row_schema().fields() {
             let column = batch
                 .column_by_name(field.name())
                 .ok_or_else(|| RowError::MissingColumn(field.name().clone()))?;

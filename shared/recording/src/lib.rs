@@ -2,16 +2,39 @@
 //!
 //! This crate knows Arrow, Parquet and the disk, and no sockets. Reading order:
 //! [`schema`] (the contract), [`event`] (rows), [`columns`] (rows ↔ Arrow),
-//! [`writer`] (queue and cuts), [`segment`] (Parquet), [`manifest`], [`reader`].
+//! [`writer`] (commits and cuts), `wal` and `frame` (the open segment on disk),
+//! `sealer` and [`segment`] (Parquet), [`manifest`], [`reader`], `recover` (what
+//! a recorder that died left behind), [`repair`].
+//!
+//! # Threads
+//!
+//! Sockets → queue → `tapedeck-writer` (numbers rows, converts them to Arrow once,
+//! appends them to the log) → `tapedeck-sealer` (Parquet and manifest), with
+//! `tapedeck-sync` beside them. A disk that is slow to sync stops none of the
+//! others; one that is slow to take Parquet stops the writer when a second
+//! segment is full, then the queue fills, and then the sockets wait or drop.
 
+#[macro_use]
+mod failpoint;
 pub mod columns;
 pub mod event;
 mod files;
 pub mod footer;
+mod frame;
+mod lock;
 pub mod manifest;
+mod queue;
 pub mod reader;
+mod recover;
+pub mod repair;
+mod scan;
 pub mod schema;
+mod sealer;
 pub mod segment;
+mod sync;
+#[cfg(test)]
+mod testing;
+mod wal;
 pub mod writer;
 
 pub use event::{
@@ -20,8 +43,9 @@ pub use event::{
 };
 pub use manifest::Manifest;
 pub use reader::Recording;
+pub use recover::Recovered;
 pub use schema::Table;
-pub use writer::{SegmentLimits, Sink, Writer};
+pub use writer::{DiskError, Durability, SegmentLimits, Sink, Writer, WriterOptions};
 
 /// A new recording id (UUIDv7: ids sort by creation).
 #[must_use]

@@ -40,6 +40,22 @@ pub struct SegmentFile {
     /// Smallest and largest instant of the rows; `None` in an empty file.
     pub min_t_ns: Option<i64>,
     pub max_t_ns: Option<i64>,
+    /// BLAKE3 of the whole file, first 128 bits, 32 hex digits. `None` in
+    /// recordings of early versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blake3: Option<String>,
+}
+
+/// What was found when a recording was made whole after its recorder died.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecoveredCounts {
+    /// Rows that lay in the write-ahead log and in no sealed file.
+    pub rows: u64,
+    /// Rows that were numbered and are nowhere.
+    pub lost_rows: u64,
+    /// Bytes of the log that are no whole frame: what was being written at the
+    /// end, or damage.
+    pub torn_bytes: u64,
 }
 
 /// What was asked of the recorder, and of what data.
@@ -90,6 +106,9 @@ pub struct Manifest {
     pub host: Host,
     pub segments: Vec<SegmentFile>,
     pub dropped_events: u64,
+    /// Set by `record repair`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recovered: Option<RecoveredCounts>,
 }
 
 /// A manifest that cannot be used.
@@ -138,6 +157,7 @@ impl Manifest {
             host: Host::default(),
             segments: Vec::new(),
             dropped_events: 0,
+            recovered: None,
         }
     }
 

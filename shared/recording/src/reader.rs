@@ -2,14 +2,17 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
-use crate::columns::{RowError, from_batch};
+use crate::columns::{RowError, from_batch, with_recording_id};
 use crate::event::EventBatch;
 use crate::footer::Footer;
+use crate::lock::WAL_DIR;
 use crate::manifest::{MANIFEST_FILE, Manifest, ManifestError};
+use crate::recover::{Recovered, SealedFiles, snapshot};
 use crate::schema::{FORMAT_VERSION, Table};
 
 /// A recording that could not be opened or read.
@@ -39,6 +42,8 @@ pub enum ReadError {
     },
     #[error("{} has format version {found}, this program reads up to {FORMAT_VERSION}\nhint: use a newer tapedeck", path.display())]
     NewerSegment { path: PathBuf, found: u32 },
+    #[error("{} changes faster than it can be read\nhint: try again when its recorder has ended", .0.display())]
+    Changing(PathBuf),
     #[error("{} does not hold rows of the format", path.display())]
     Rows {
         path: PathBuf,
@@ -50,26 +55,67 @@ pub enum ReadError {
 /// A folder, and the recording in it or why there is none to be had.
 pub type Opened = (PathBuf, Result<Recording, ReadError>);
 
-/// An opened recording.
+/// A recording as of the instant it was opened: sealed files, and the rows that
+/// only the write-ahead log holds, in memory. Opening writes nothing.
 #[derive(Debug, Clone)]
 pub struct Recording {
     pub dir: PathBuf,
+    /// As it lies on the disk; for an open recording with what the log adds to its
+    /// anchors, drops and source of timestamps.
     pub manifest: Manifest,
+    sealed: Arc<SealedFiles>,
+    recovered: Arc<Recovered>,
 }
 
 impl Recording {
     /// Opens the recording in `dir`.
     ///
     /// # Errors
-    /// When `dir` holds no manifest or one of a newer format.
+    /// When `dir` holds no manifest or one of a newer format, or a file of it
+    /// cannot be read.
     pub fn open(dir: &Path) -> Result<Self, ReadError> {
+        Self::open_as(dir, false)
+    }
+
+    /// As [`Self::open`], for whoever holds the recording's lock.
+    pub(crate) fn open_locked(dir: &Path) -> Result<Self, ReadError> {
+        Self::open_as(dir, true)
+    }
+
+    fn open_as(dir: &Path, is_mine: bool) -> Result<Self, ReadError> {
         if !dir.join(MANIFEST_FILE).is_file() {
             return Err(ReadError::NotFound(dir.to_owned()));
         }
+        let snapshot = snapshot(dir, is_mine)?;
         Ok(Self {
             dir: dir.to_owned(),
-            manifest: Manifest::load(dir)?,
+            manifest: snapshot.manifest,
+            sealed: Arc::new(snapshot.sealed),
+            recovered: Arc::new(snapshot.recovered),
         })
+    }
+
+    /// What the write-ahead log adds to the sealed files.
+    #[must_use]
+    pub fn recovered(&self) -> &Recovered {
+        &self.recovered
+    }
+
+    /// Rows of `table` that only the write-ahead log holds, with the columns of
+    /// the table and in no particular order.
+    ///
+    /// # Errors
+    /// When they do not fit the table, which their checksums rule out.
+    pub fn unsealed(&self, table: Table) -> Result<Vec<RecordBatch>, ReadError> {
+        let unsealed = self.recovered.unsealed.iter();
+        unsealed
+            .flat_map(|part| part.rows.of(table))
+            .map(|batch| with_recording_id(table, &self.manifest.recording_id, batch))
+            .collect::<Result<_, _>>()
+            .map_err(|source| ReadError::Arrow {
+                path: self.dir.join(WAL_DIR),
+                source,
+            })
     }
 
     /// Opens `path` if it is a recording, otherwise every recording below it up
@@ -98,27 +144,9 @@ impl Recording {
     }
 
     /// Sealed files of `table`, in order of their first row.
-    ///
-    /// # Errors
-    /// When the folder cannot be listed.
-    pub fn files(&self, table: Table) -> Result<Vec<PathBuf>, ReadError> {
-        let dir = self.dir.join(table.name());
-        let io_error = |source| ReadError::Io {
-            path: dir.clone(),
-            source,
-        };
-        if !dir.is_dir() {
-            return Ok(Vec::new());
-        }
-        let mut files = Vec::new();
-        for entry in fs::read_dir(&dir).map_err(io_error)? {
-            let path = entry.map_err(io_error)?.path();
-            if path.extension().is_some_and(|e| e == "parquet") {
-                files.push(path);
-            }
-        }
-        files.sort();
-        Ok(files)
+    #[must_use]
+    pub fn files(&self, table: Table) -> &[PathBuf] {
+        &self.sealed[table as usize]
     }
 
     /// Reads every row of `table` into memory; for tables that are known to be
@@ -128,13 +156,19 @@ impl Recording {
     /// When a file is unreadable or its rows are not of the format.
     pub fn rows(&self, table: Table) -> Result<EventBatch, ReadError> {
         let mut events = EventBatch::default();
-        for path in self.files(table)? {
-            for batch in read_file(&path)? {
-                from_batch(table, &batch, &mut events).map_err(|source| ReadError::Rows {
-                    path: path.clone(),
-                    source,
-                })?;
+        let mut add = |batch: &RecordBatch, path: &Path| {
+            from_batch(table, batch, &mut events).map_err(|source| ReadError::Rows {
+                path: path.to_owned(),
+                source,
+            })
+        };
+        for path in self.files(table) {
+            for batch in read_file(path)? {
+                add(&batch, path)?;
             }
+        }
+        for batch in self.unsealed(table)? {
+            add(&batch, &self.dir.join(WAL_DIR))?;
         }
         Ok(events)
     }

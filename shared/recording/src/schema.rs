@@ -58,6 +58,18 @@ impl Table {
         }
     }
 
+    /// [`Self::schema`] without `recording_id`: rows before they are sealed.
+    #[must_use]
+    pub fn row_schema(self) -> SchemaRef {
+        Arc::clone(&ROW_SCHEMAS[self as usize])
+    }
+
+    /// The table whose number is `index`, as frames of the log name it.
+    #[must_use]
+    pub fn from_index(index: u8) -> Option<Self> {
+        Self::ALL.get(usize::from(index)).copied()
+    }
+
     /// Columns that a segment of this table is sorted by.
     #[must_use]
     pub const fn sort_columns(self) -> &'static [&'static str] {
@@ -108,6 +120,15 @@ fn table(columns: Vec<Field>) -> SchemaRef {
     fields.extend(columns);
     Arc::new(Schema::new(fields))
 }
+
+static ROW_SCHEMAS: LazyLock<[SchemaRef; 5]> = LazyLock::new(|| {
+    Table::ALL.map(|table| {
+        let schema = table.schema();
+        Arc::new(Schema::new(Fields::from_iter(
+            schema.fields().iter().skip(1).cloned(),
+        )))
+    })
+});
 
 static REQUESTS: LazyLock<SchemaRef> = LazyLock::new(|| {
     use DataType::{Binary, Boolean, Int32, Int64, Utf8};

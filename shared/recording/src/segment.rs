@@ -1,11 +1,13 @@
 //! One segment: the rows of all five tables between two cuts, sealed as Parquet.
 
+use std::fs::File;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use arrow::array::{AsArray, RecordBatch};
-use arrow::compute::{max, min};
-use arrow::datatypes::Int64Type;
+use arrow::compute::{concat_batches, interleave_record_batch, max, min};
+use arrow::datatypes::{Int32Type, Int64Type};
+use arrow::error::ArrowError;
 use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, Encoding, ZstdLevel};
 use parquet::errors::ParquetError;
@@ -13,8 +15,7 @@ use parquet::file::metadata::{KeyValue, SortingColumn};
 use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterPropertiesBuilder};
 use parquet::schema::types::ColumnPath;
 
-use crate::columns::to_batch;
-use crate::event::EventBatch;
+use crate::columns::with_recording_id;
 use crate::files::{self, Pending};
 use crate::manifest::SegmentFile;
 use crate::schema::{
@@ -28,21 +29,21 @@ const ZSTD_LEVEL: i32 = 3;
 /// A segment that could not be sealed.
 #[derive(Debug, thiserror::Error)]
 pub enum SealError {
-    #[error("cannot write {path}")]
+    #[error("cannot write {}", path.display())]
     Io {
-        path: String,
+        path: PathBuf,
         #[source]
         source: io::Error,
     },
-    #[error("cannot encode {path}")]
+    #[error("cannot encode {}", path.display())]
     Parquet {
-        path: String,
+        path: PathBuf,
         #[source]
         source: ParquetError,
     },
-    #[error("cannot lay out {path}")]
+    #[error("cannot lay out {}", path.display())]
     Arrow {
-        path: String,
+        path: PathBuf,
         #[source]
         source: arrow::error::ArrowError,
     },
@@ -57,57 +58,261 @@ pub enum Tables {
     All,
 }
 
-/// Seals `events`, rows `first_seq..=last_seq` of `recording`, and returns the
-/// files written.
+/// Rows between two cuts as Arrow batches without `recording_id`, in the order of
+/// their numbers within each table.
+#[derive(Debug, Clone, Default)]
+pub struct Rows {
+    batches: [Vec<RecordBatch>; 5],
+    /// Batches at the end of each list that were not put together yet.
+    loose: [usize; 5],
+    rows: u64,
+    bytes: usize,
+}
+
+/// A quiet recording commits a handful of rows ten times a second, and a batch of
+/// one row weighs kilobytes: so many small batches become one.
+const LOOSE_BATCHES: usize = 64;
+const LOOSE_ROWS: usize = 1 << 14;
+
+impl Rows {
+    /// Adds `batch` behind the rows of `table`.
+    ///
+    /// # Errors
+    /// When the batch is not of the table.
+    pub fn push(&mut self, table: Table, batch: RecordBatch) -> Result<(), ArrowError> {
+        let index = table as usize;
+        self.rows += batch.num_rows() as u64;
+        self.bytes += batch.get_array_memory_size();
+        self.batches[index].push(batch);
+        self.loose[index] += 1;
+        if self.loose[index] < LOOSE_BATCHES {
+            return Ok(());
+        }
+        self.loose[index] = 0;
+        let batches = &mut self.batches[index];
+        let loose = &batches[batches.len() - LOOSE_BATCHES..];
+        if loose.iter().map(RecordBatch::num_rows).sum::<usize>() < LOOSE_ROWS {
+            let whole = concat_batches(&table.row_schema(), loose)?;
+            let before: usize = loose.iter().map(RecordBatch::get_array_memory_size).sum();
+            self.bytes = self.bytes + whole.get_array_memory_size() - before;
+            batches.truncate(batches.len() - LOOSE_BATCHES);
+            batches.push(whole);
+        }
+        Ok(())
+    }
+
+    #[must_use]
+    pub fn of(&self, table: Table) -> &[RecordBatch] {
+        &self.batches[table as usize]
+    }
+
+    /// Rows of all tables.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.rows
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.rows == 0
+    }
+
+    /// Memory held.
+    #[must_use]
+    pub fn size_bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+/// Numbers of the first and the last row of a segment, over all tables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Cut {
+    pub first_seq: u64,
+    pub last_seq: u64,
+}
+
+impl Cut {
+    /// Name of the file of `table`, below the recording.
+    #[must_use]
+    pub fn file(self, table: Table) -> String {
+        let (first, last) = (self.first_seq, self.last_seq);
+        format!("{}/{first:012}-{last:012}.parquet", table.name())
+    }
+
+    /// The cut that a sealed file's name tells.
+    #[must_use]
+    pub fn of_file(path: &Path) -> Option<Self> {
+        let (first, last) = path.file_stem()?.to_str()?.split_once('-')?;
+        Some(Self {
+            first_seq: first.parse().ok()?,
+            last_seq: last.parse().ok()?,
+        })
+    }
+
+    #[must_use]
+    pub fn contains(self, other: Self) -> bool {
+        self.first_seq <= other.first_seq && other.last_seq <= self.last_seq
+    }
+}
+
+/// Seals `rows`, those of `cut`, as files of `recording`, and adds what it wrote
+/// to `files`. A table that is in `files` already is left alone: the second try
+/// after a full disk.
 ///
 /// # Errors
 /// When the disk refuses or the rows cannot be encoded; files already sealed stay.
 pub fn seal(
     recording: &Path,
     recording_id: &str,
-    (first_seq, last_seq): (u64, u64),
-    events: &EventBatch,
+    cut: Cut,
+    rows: &Rows,
     tables: Tables,
-) -> Result<Vec<SegmentFile>, SealError> {
-    let mut files = Vec::new();
+    files: &mut Vec<SegmentFile>,
+) -> Result<(), SealError> {
     for table in Table::ALL {
-        let file = format!("{}/{first_seq:012}-{last_seq:012}.parquet", table.name());
-        let batch = to_batch(table, recording_id, events).map_err(|source| SealError::Arrow {
-            path: file.clone(),
-            source,
-        })?;
-        if batch.num_rows() > 0 || tables == Tables::All {
-            write_file(&recording.join(&file), table, recording_id, &batch)?;
-            files.push(describe(file, &batch));
+        let file = cut.file(table);
+        let wanted = tables == Tables::All || !rows.of(table).is_empty();
+        if wanted && !files.iter().any(|f| f.file == file) {
+            let path = recording.join(&file);
+            files.push(write_file(
+                &path,
+                file,
+                table,
+                recording_id,
+                rows.of(table),
+            )?);
         }
     }
-    Ok(files)
+    Ok(())
 }
+
+/// Rows handed to the encoder at once: the copy that sorting makes is no larger.
+const SLICE_ROWS: usize = 1 << 15;
 
 fn write_file(
     path: &Path,
+    file: String,
     table: Table,
     recording_id: &str,
-    batch: &RecordBatch,
-) -> Result<(), SealError> {
+    batches: &[RecordBatch],
+) -> Result<SegmentFile, SealError> {
     let io_error = |source| SealError::Io {
-        path: path.display().to_string(),
+        path: path.to_owned(),
         source,
     };
-    let parquet_error = |source| SealError::Parquet {
-        path: path.display().to_string(),
+    let parquet_error = |source| parquet_error(path, source);
+    let arrow_error = |source| SealError::Arrow {
+        path: path.to_owned(),
         source,
     };
     if let Some(dir) = path.parent() {
         files::create_dir(dir).map_err(io_error)?;
     }
     let pending = Pending::create(path).map_err(io_error)?;
+    let mut hashed = Hashed {
+        file: pending.file(),
+        hasher: blake3::Hasher::new(),
+    };
     let properties = properties(table, recording_id);
-    let mut writer = ArrowWriter::try_new(pending.file(), table.schema(), Some(properties))
+    let mut writer = ArrowWriter::try_new(&mut hashed, table.schema(), Some(properties))
         .map_err(parquet_error)?;
-    writer.write(batch).map_err(parquet_error)?;
+    let mut described = Described::default();
+    for slice in sorted(table, batches) {
+        let slice = slice.map_err(arrow_error)?;
+        described.add(&slice);
+        let slice = with_recording_id(table, recording_id, &slice).map_err(arrow_error)?;
+        writer.write(&slice).map_err(parquet_error)?;
+    }
+    crash_point!("seal::mid_file", path);
     writer.close().map_err(parquet_error)?;
-    pending.commit().map_err(io_error)
+    let blake3 = hash_text(&hashed.hasher.finalize());
+    pending.commit().map_err(io_error)?;
+    Ok(described.file(file, Some(blake3)))
+}
+
+/// A full disk is the disk's error, though the encoder passes it on as its own.
+fn parquet_error(path: &Path, source: ParquetError) -> SealError {
+    match source {
+        ParquetError::External(error) if error.is::<io::Error>() => SealError::Io {
+            path: path.to_owned(),
+            source: error
+                .downcast::<io::Error>()
+                .map_or_else(|_| io::ErrorKind::Other.into(), |error| *error),
+        },
+        source => SealError::Parquet {
+            path: path.to_owned(),
+            source,
+        },
+    }
+}
+
+/// A writer that knows the hash of what went through it.
+struct Hashed<'a> {
+    file: &'a File,
+    hasher: blake3::Hasher,
+}
+
+impl io::Write for Hashed<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = io::Write::write(&mut self.file, bytes)?;
+        self.hasher.update(&bytes[..written]);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::Write::flush(&mut self.file)
+    }
+}
+
+/// The hash kept of a sealed file.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn hash_file(path: &Path) -> io::Result<String> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_reader(File::open(path)?)?;
+    Ok(hash_text(&hasher.finalize()))
+}
+
+fn hash_text(hash: &blake3::Hash) -> String {
+    hash.to_hex()[..32].to_owned()
+}
+
+type Slices<'a> = Box<dyn Iterator<Item = Result<RecordBatch, ArrowError>> + 'a>;
+
+/// The rows of `batches` in slices; chunks in the order of their key.
+fn sorted(table: Table, batches: &[RecordBatch]) -> Slices<'_> {
+    if table.sort_columns().is_empty() {
+        return Box::new(batches.iter().cloned().map(Ok));
+    }
+    let sources: Vec<&RecordBatch> = batches.iter().collect();
+    let order = chunk_order(batches);
+    let starts = (0..order.len()).step_by(SLICE_ROWS);
+    Box::new(starts.map(move |start| {
+        let end = (start + SLICE_ROWS).min(order.len());
+        interleave_record_batch(&sources, &order[start..end])
+    }))
+}
+
+/// Where each chunk lies, by (`request_id`, `attempt`, `chunk_index`).
+fn chunk_order(batches: &[RecordBatch]) -> Vec<(usize, usize)> {
+    let mut keys = Vec::with_capacity(batches.iter().map(RecordBatch::num_rows).sum());
+    for (source, batch) in batches.iter().enumerate() {
+        // The order of the format's columns.
+        let request_ids = batch.column(0).as_primitive::<Int64Type>();
+        let attempts = batch.column(1).as_primitive::<Int32Type>();
+        let indexes = batch.column(2).as_primitive::<Int32Type>();
+        for row in 0..batch.num_rows() {
+            let key = (
+                request_ids.value(row),
+                attempts.value(row),
+                indexes.value(row),
+            );
+            keys.push((key, (source, row)));
+        }
+    }
+    keys.sort_unstable();
+    keys.into_iter().map(|(_, place)| place).collect()
 }
 
 fn properties(table: Table, recording_id: &str) -> WriterProperties {
@@ -166,14 +371,34 @@ fn encode_column(builder: WriterPropertiesBuilder, name: &str) -> WriterProperti
     }
 }
 
-fn describe(file: String, batch: &RecordBatch) -> SegmentFile {
-    let columns = ["t_ns", "t_sent_ns", "t_end_ns"];
-    let instants = columns.iter().find_map(|name| batch.column_by_name(name));
-    let instants = instants.map(|column| column.as_primitive::<Int64Type>());
-    SegmentFile {
-        file,
-        rows: batch.num_rows() as u64,
-        min_t_ns: instants.and_then(min),
-        max_t_ns: instants.and_then(max),
+/// What the manifest says of a file, gathered batch by batch.
+#[derive(Debug, Default)]
+pub(crate) struct Described {
+    rows: u64,
+    t_ns: Option<(i64, i64)>,
+}
+
+impl Described {
+    pub(crate) fn add(&mut self, batch: &RecordBatch) {
+        self.rows += batch.num_rows() as u64;
+        let columns = ["t_ns", "t_sent_ns", "t_end_ns"];
+        let instants = columns.iter().find_map(|name| batch.column_by_name(name));
+        let instants = instants.map(|column| column.as_primitive::<Int64Type>());
+        if let Some(low) = instants.and_then(min)
+            && let Some(high) = instants.and_then(max)
+        {
+            let (known_low, known_high) = self.t_ns.unwrap_or((low, high));
+            self.t_ns = Some((low.min(known_low), high.max(known_high)));
+        }
+    }
+
+    pub(crate) fn file(self, file: String, blake3: Option<String>) -> SegmentFile {
+        SegmentFile {
+            file,
+            rows: self.rows,
+            min_t_ns: self.t_ns.map(|(low, _)| low),
+            max_t_ns: self.t_ns.map(|(_, high)| high),
+            blake3,
+        }
     }
 }

@@ -1,27 +1,33 @@
 //! The writer: one named thread behind a bounded queue.
 //!
 //! Rows are numbered in the order in which they reach the writer, over all
-//! tables, and cut into segments by rows, bytes or age. A cut seals every table
-//! at the same number.
+//! tables. A commit converts what has gathered to Arrow and appends it to the
+//! log; a cut ends the segment, all tables at the same number, and hands it to
+//! the sealer.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tapedeck_clock::monotonic_ns;
+use tapedeck_wire::word_enum;
 
-use crate::event::{EventBatch, MarkRow, TimestampSource};
+use crate::columns::to_batch;
+use crate::event::{EventBatch, MarkRow};
 use crate::files;
+use crate::lock::{self, WAL_DIR};
 use crate::manifest::{ClockAnchor, Manifest, State};
-use crate::segment::{SealError, Tables, seal};
+use crate::queue::{Popped, Queue, Refused};
+use crate::recover::Notes;
+use crate::schema::Table;
+use crate::sealer::{Closed, RETRY, Sealer, SealerStopped, store};
+use crate::segment::{Cut, Rows, SealError, Tables};
+use crate::sync::{Syncer, sync};
+use crate::wal::{Numbered, Wal};
 
-/// Batches between the sockets and the writer. The live layer makes batches of at
-/// most 256 rows or 256 KiB and the one row that went over: ordinarily 64 MiB at
-/// most, more where single payloads are larger than that.
-pub const QUEUE_BATCHES: usize = 256;
+pub use crate::queue::{QUEUE_BATCHES, QUEUE_BYTES};
 
 /// When a segment is cut.
 #[derive(Debug, Clone, Copy)]
@@ -33,7 +39,7 @@ pub struct SegmentLimits {
 
 impl Default for SegmentLimits {
     /// 256 Ki rows or 128 MiB bound the memory of the open segment; 300 s bound
-    /// what a quiet recording holds back.
+    /// what a quiet recording keeps in its log.
     fn default() -> Self {
         Self {
             rows: 1 << 18,
@@ -43,29 +49,89 @@ impl Default for SegmentLimits {
     }
 }
 
+word_enum! {
+    /// What of an unsealed segment outlives its recorder: nothing, as there is no
+    /// log (`none`); all that is older than 200 ms, and than 1 s if the machine
+    /// dies too (`interval`); every batch that the writer has taken, whatever
+    /// dies (`batch`: a sync each).
+    Durability { None = "none", Interval = "interval", Batch = "batch" }
+}
+
+/// What to do when the disk refuses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DiskError {
+    /// Stop: for a load, which is better ended than measured in part.
+    Stop,
+    /// Try again once a second. Meanwhile rows gather in memory, up to two
+    /// segments and the queue; then [`Sink::offer`] drops and counts. For a proxy,
+    /// whose traffic goes on in any case.
+    DropAndRetry,
+}
+
+/// How a recording is written.
+#[derive(Debug, Clone, Copy)]
+pub struct WriterOptions {
+    pub limits: SegmentLimits,
+    pub durability: Durability,
+    pub on_disk_error: DiskError,
+}
+
+impl Default for WriterOptions {
+    fn default() -> Self {
+        SegmentLimits::default().into()
+    }
+}
+
+impl From<SegmentLimits> for WriterOptions {
+    fn from(limits: SegmentLimits) -> Self {
+        Self {
+            limits,
+            durability: Durability::Interval,
+            on_disk_error: DiskError::Stop,
+        }
+    }
+}
+
 /// A recording that could not be created or finished.
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
     #[error("{} is not empty\nhint: choose another --out, recordings are never overwritten", .0.display())]
     NotEmpty(PathBuf),
+    #[error("{} is being written by another program", .0.display())]
+    InUse(PathBuf),
     #[error("cannot create the recording {}", path.display())]
     Create {
         path: PathBuf,
         #[source]
         source: std::io::Error,
     },
-    #[error("cannot start the writer thread")]
+    #[error("cannot start the writer's threads")]
     Thread(#[source] std::io::Error),
     #[error("cannot write {}", path.display())]
-    Manifest {
+    File {
         path: PathBuf,
         #[source]
         source: std::io::Error,
     },
     #[error(transparent)]
     Seal(#[from] SealError),
+    #[error("cannot lay out rows")]
+    Arrow(#[from] arrow::error::ArrowError),
+    #[error("{lost_events} events could not be recorded")]
+    Incomplete {
+        lost_events: u64,
+        #[source]
+        source: Box<WriteError>,
+    },
     #[error("the writer thread ended early")]
     Panicked,
+}
+
+impl WriteError {
+    /// True for what a disk may take back: no room, no access, no device.
+    pub(crate) fn is_of_disk(&self) -> bool {
+        matches!(self, Self::File { .. } | Self::Seal(SealError::Io { .. }))
+    }
 }
 
 /// The writer has stopped; [`Writer::finish`] says why.
@@ -73,22 +139,69 @@ pub enum WriteError {
 #[error("the recording's writer has stopped")]
 pub struct Stopped;
 
+#[derive(Debug)]
 enum Message {
     Events(EventBatch),
     Anchor(ClockAnchor),
-    Finish,
 }
 
+impl Message {
+    fn rows(&self) -> u64 {
+        match self {
+            Self::Events(batch) => batch.len() as u64,
+            Self::Anchor(_) => 0,
+        }
+    }
+}
+
+/// What sinks, writer and sealer tell each other beside the queue.
 #[derive(Debug, Default)]
 struct Gauges {
-    queued_batches: AtomicUsize,
     failed: AtomicBool,
+    /// Events that nobody could be given, after the disk refused.
+    lost: AtomicU64,
+    /// Events that [`Sink::offer`] dropped and no mark speaks of yet, and the
+    /// absolute instants between which that was.
+    dropped: AtomicU64,
+    dropped_from_ns: AtomicI64,
+    dropped_to_ns: AtomicI64,
+}
+
+impl Gauges {
+    fn fail(&self) {
+        self.failed.store(true, Ordering::Relaxed);
+    }
+
+    fn drop_events(&self, events: u64) {
+        let now_ns = monotonic_ns();
+        if self.dropped.fetch_add(events, Ordering::Relaxed) == 0 {
+            self.dropped_from_ns.store(now_ns, Ordering::Relaxed);
+        }
+        self.dropped_to_ns.store(now_ns, Ordering::Relaxed);
+    }
+
+    /// A mark about what was dropped since the last one.
+    fn dropped_mark(&self, start_ns: i64) -> Option<MarkRow> {
+        let events = self.dropped.swap(0, Ordering::Relaxed);
+        if events == 0 {
+            return None;
+        }
+        let since_start = |t: &AtomicI64| t.load(Ordering::Relaxed) - start_ns;
+        let from_ns = since_start(&self.dropped_from_ns);
+        let to_ns = since_start(&self.dropped_to_ns);
+        let detail = format!(r#"{{"events":{events},"from_ns":{from_ns},"to_ns":{to_ns}}}"#);
+        Some(MarkRow {
+            t_ns: to_ns,
+            name: "dropped".into(),
+            detail: detail.into(),
+        })
+    }
 }
 
 /// A cloneable handle that hands rows to the writer.
 #[derive(Debug, Clone)]
 pub struct Sink {
-    queue: SyncSender<Message>,
+    queue: Arc<Queue<Message>>,
     gauges: Arc<Gauges>,
 }
 
@@ -96,12 +209,20 @@ impl Sink {
     /// Hands over a batch, waiting while the queue is full.
     ///
     /// # Errors
-    /// When the writer has stopped.
+    /// When the writer has stopped; the events count as lost.
     pub fn push(&self, batch: EventBatch) -> Result<(), Stopped> {
         if batch.is_empty() {
             return Ok(());
         }
-        self.send(Message::Events(batch))
+        let bytes = batch.size_bytes();
+        self.queue
+            .push(Message::Events(batch), bytes)
+            .map_err(|message| {
+                self.gauges
+                    .lost
+                    .fetch_add(message.rows(), Ordering::Relaxed);
+                Stopped
+            })
     }
 
     /// Hands over a batch if there is room; gives it back otherwise.
@@ -113,15 +234,24 @@ impl Sink {
         reason = "the batch goes back to a caller that counts what it drops"
     )]
     pub fn try_push(&self, batch: EventBatch) -> Result<(), EventBatch> {
-        self.gauges.queued_batches.fetch_add(1, Ordering::Relaxed);
-        self.queue.try_send(Message::Events(batch)).map_err(|e| {
-            self.gauges.queued_batches.fetch_sub(1, Ordering::Relaxed);
-            match e {
-                TrySendError::Full(Message::Events(batch))
-                | TrySendError::Disconnected(Message::Events(batch)) => batch,
-                TrySendError::Full(_) | TrySendError::Disconnected(_) => EventBatch::default(),
-            }
-        })
+        let bytes = batch.size_bytes();
+        match self.queue.try_push(Message::Events(batch), bytes) {
+            Err(
+                Refused::Full(Message::Events(batch)) | Refused::Closed(Message::Events(batch)),
+            ) => Err(batch),
+            _ => Ok(()),
+        }
+    }
+
+    /// Hands over a batch if there is room, and drops it otherwise: then a mark
+    /// `dropped` with the number of events and the instants follows as soon as
+    /// rows are taken again. Returns whether the batch was taken.
+    pub fn offer(&self, batch: EventBatch) -> bool {
+        let refused = self.try_push(batch).err();
+        if let Some(batch) = &refused {
+            self.gauges.drop_events(batch.len() as u64);
+        }
+        refused.is_none()
     }
 
     /// Adds a clock anchor to the manifest.
@@ -129,13 +259,14 @@ impl Sink {
     /// # Errors
     /// When the writer has stopped.
     pub fn anchor(&self, anchor: ClockAnchor) -> Result<(), Stopped> {
-        self.send(Message::Anchor(anchor))
+        let message = Message::Anchor(anchor);
+        self.queue.push(message, 0).map_err(|_| Stopped)
     }
 
     /// Batches waiting for the writer.
     #[must_use]
     pub fn queued_batches(&self) -> usize {
-        self.gauges.queued_batches.load(Ordering::Relaxed)
+        self.queue.len()
     }
 
     /// True once the writer met an error: nothing more is recorded.
@@ -143,23 +274,14 @@ impl Sink {
     pub fn failed(&self) -> bool {
         self.gauges.failed.load(Ordering::Relaxed)
     }
-
-    fn send(&self, message: Message) -> Result<(), Stopped> {
-        self.gauges.queued_batches.fetch_add(1, Ordering::Relaxed);
-        self.queue.send(message).map_err(|_| {
-            // Also when the writer panicked and could not say so itself.
-            self.gauges.failed.store(true, Ordering::Relaxed);
-            self.gauges.queued_batches.fetch_sub(1, Ordering::Relaxed);
-            Stopped
-        })
-    }
 }
 
-/// The owner of the writer thread.
+/// The owner of the writer thread. Dropping it seals what is queued, too, but
+/// says nothing of errors.
 #[derive(Debug)]
 pub struct Writer {
     sink: Sink,
-    thread: JoinHandle<Result<Manifest, WriteError>>,
+    thread: Option<JoinHandle<Result<Manifest, WriteError>>>,
 }
 
 impl Writer {
@@ -171,30 +293,28 @@ impl Writer {
     pub fn create(
         dir: &Path,
         manifest: Manifest,
-        limits: SegmentLimits,
+        options: impl Into<WriterOptions>,
     ) -> Result<Self, WriteError> {
-        claim(dir)?;
+        let options = options.into();
+        let lock = claim(dir)?;
         store(&manifest, dir)?;
-        let (queue, receiver) = sync_channel(QUEUE_BATCHES);
-        let gauges = Arc::new(Gauges::default());
-        let state = WriterState {
-            dir: dir.to_owned(),
-            manifest,
-            limits,
-            gauges: Arc::clone(&gauges),
-            open: EventBatch::default(),
-            open_rows: 0,
-            open_bytes: 0,
-            cut_at_ns: cut_at_ns(limits.age),
-            next_seq: 0,
+        let sink = Sink {
+            queue: Arc::new(Queue::default()),
+            gauges: Arc::new(Gauges::default()),
         };
+        let mut state = WriterState::new(dir, manifest, options, &sink)?;
         let thread = std::thread::Builder::new()
             .name("tapedeck-writer".into())
-            .spawn(move || state.run(&receiver))
+            .spawn(move || {
+                let written = state.drain();
+                let finished = state.finish(written);
+                drop(lock);
+                finished
+            })
             .map_err(WriteError::Thread)?;
         Ok(Self {
-            sink: Sink { queue, gauges },
-            thread,
+            sink,
+            thread: Some(thread),
         })
     }
 
@@ -208,15 +328,26 @@ impl Writer {
     ///
     /// # Errors
     /// What stopped the writer, or what the last seal met.
-    pub fn finish(self) -> Result<Manifest, WriteError> {
-        // A writer that already stopped reports through its thread.
-        self.sink.send(Message::Finish).ok();
-        self.thread.join().map_err(|_| WriteError::Panicked)?
+    pub fn finish(mut self) -> Result<Manifest, WriteError> {
+        self.end().unwrap_or(Err(WriteError::Panicked))
+    }
+
+    fn end(&mut self) -> Option<Result<Manifest, WriteError>> {
+        self.sink.queue.close();
+        let thread = self.thread.take()?;
+        Some(thread.join().unwrap_or(Err(WriteError::Panicked)))
     }
 }
 
-/// Refuses a folder that holds anything at all, ours or not.
-fn claim(dir: &Path) -> Result<(), WriteError> {
+impl Drop for Writer {
+    fn drop(&mut self) {
+        drop(self.end());
+    }
+}
+
+/// Refuses a folder that holds anything at all, ours or not, and locks the new
+/// recording for as long as the file is held.
+fn claim(dir: &Path) -> Result<Option<std::fs::File>, WriteError> {
     let create_error = |source| WriteError::Create {
         path: dir.to_owned(),
         source,
@@ -226,131 +357,334 @@ fn claim(dir: &Path) -> Result<(), WriteError> {
     if entries.next().is_some() {
         return Err(WriteError::NotEmpty(dir.to_owned()));
     }
-    files::restrict_dir(dir).map_err(create_error)
+    files::restrict_dir(dir).map_err(create_error)?;
+    // Of two that found the folder empty one makes this.
+    match files::create_new_dir(&dir.join(WAL_DIR)) {
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+            return Err(WriteError::InUse(dir.to_owned()));
+        }
+        made => made.map_err(create_error)?,
+    }
+    if let Some(parent) = dir.parent().filter(|p| !p.as_os_str().is_empty()) {
+        files::sync_dir(parent).map_err(create_error)?;
+    }
+    match lock::exclusive(dir) {
+        Ok(Some(lock)) => Ok(Some(lock)),
+        Ok(None) => Err(WriteError::InUse(dir.to_owned())),
+        // A file system without locks: the folder was empty and is ours.
+        Err(_) => Ok(None),
+    }
 }
 
-fn store(manifest: &Manifest, dir: &Path) -> Result<(), WriteError> {
-    manifest.store(dir).map_err(|source| WriteError::Manifest {
-        path: dir.join(crate::manifest::MANIFEST_FILE),
-        source,
-    })
+/// Longest that a row waits for its commit. The live layer keeps it for 20 ms
+/// before: together well within 200 ms.
+const COMMIT_EVERY: Duration = Duration::from_millis(100);
+/// Rows or bytes that are committed without waiting.
+const COMMIT_ROWS: usize = 4096;
+const COMMIT_BYTES: usize = 1 << 20;
+
+fn in_ns(duration: Duration) -> i64 {
+    monotonic_ns().saturating_add(i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX))
 }
 
-fn cut_at_ns(age: Duration) -> i64 {
-    monotonic_ns().saturating_add(i64::try_from(age.as_nanos()).unwrap_or(i64::MAX))
+/// Why the writer stops before its queue is closed.
+#[derive(Debug)]
+enum Halt {
+    Error(WriteError),
+    /// The sealer knows.
+    Sealer,
+}
+
+impl From<WriteError> for Halt {
+    fn from(error: WriteError) -> Self {
+        Self::Error(error)
+    }
+}
+
+impl From<arrow::error::ArrowError> for Halt {
+    fn from(error: arrow::error::ArrowError) -> Self {
+        Self::Error(error.into())
+    }
+}
+
+impl From<SealerStopped> for Halt {
+    fn from(_: SealerStopped) -> Self {
+        Self::Sealer
+    }
+}
+
+/// The log and what makes it durable.
+#[derive(Debug)]
+struct Log {
+    wal: Wal,
+    /// `None` where the writer syncs every commit itself.
+    syncer: Option<Syncer>,
+    /// After a refusal: when to try again, absolute monotonic ns.
+    try_again_ns: Option<i64>,
 }
 
 struct WriterState {
-    dir: PathBuf,
-    manifest: Manifest,
-    limits: SegmentLimits,
+    options: WriterOptions,
+    start_ns: i64,
+    queue: Arc<Queue<Message>>,
     gauges: Arc<Gauges>,
-    open: EventBatch,
-    open_rows: usize,
-    open_bytes: usize,
+    sealer: Sealer,
+    log: Option<Log>,
+    /// Taken from the queue, not yet committed.
+    pending: EventBatch,
+    pending_bytes: usize,
+    commit_at_ns: i64,
+    /// Committed, not yet cut.
+    open: Rows,
+    /// Rows of `open` that are in no log.
+    unlogged: u64,
+    notes: Notes,
+    /// Number of the first row of the open segment.
+    first_seq: u64,
+    next_seq: u64,
     /// When the open segment is cut for its age, absolute monotonic ns.
     cut_at_ns: i64,
-    /// Number of the first row of the open segment.
-    next_seq: u64,
 }
 
 impl WriterState {
-    fn run(mut self, queue: &Receiver<Message>) -> Result<Manifest, WriteError> {
-        let result = self.drain(queue).and_then(|()| self.finish());
-        if result.is_err() {
-            self.gauges.failed.store(true, Ordering::Relaxed);
-        }
-        result.map(|()| self.manifest)
-    }
-
-    fn drain(&mut self, queue: &Receiver<Message>) -> Result<(), WriteError> {
-        loop {
-            let left_ns = self.cut_at_ns.saturating_sub(monotonic_ns());
-            let left = Duration::from_nanos(u64::try_from(left_ns).unwrap_or(0));
-            match queue.recv_timeout(left) {
-                Ok(message) => {
-                    self.gauges.queued_batches.fetch_sub(1, Ordering::Relaxed);
-                    match message {
-                        Message::Events(batch) => self.append(batch)?,
-                        Message::Anchor(anchor) => self.manifest.anchors.push(anchor),
-                        Message::Finish => return Ok(()),
-                    }
-                }
-                Err(RecvTimeoutError::Timeout) => self.cut(Tables::NonEmpty, State::Open)?,
-                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+    fn new(
+        dir: &Path,
+        manifest: Manifest,
+        options: WriterOptions,
+        sink: &Sink,
+    ) -> Result<Self, WriteError> {
+        let log = match options.durability {
+            Durability::None => None,
+            durability => {
+                let wal = Wal::new(dir, &manifest.recording_id)?;
+                let syncer = (durability == Durability::Interval)
+                    .then(|| Syncer::start(wal.dir().to_owned()))
+                    .transpose()
+                    .map_err(WriteError::Thread)?;
+                Some(Log {
+                    wal,
+                    syncer,
+                    try_again_ns: None,
+                })
             }
+        };
+        let start_ns = manifest.monotonic_start_ns;
+        let failed = {
+            let sink = sink.clone();
+            move |unlogged| {
+                sink.gauges.lost.fetch_add(unlogged, Ordering::Relaxed);
+                sink.gauges.fail();
+                sink.queue.close();
+            }
+        };
+        let sealer = Sealer::start(dir, manifest, options.on_disk_error, failed)
+            .map_err(WriteError::Thread)?;
+        Ok(Self {
+            options,
+            start_ns,
+            queue: Arc::clone(&sink.queue),
+            gauges: Arc::clone(&sink.gauges),
+            sealer,
+            log,
+            pending: EventBatch::default(),
+            pending_bytes: 0,
+            commit_at_ns: i64::MAX,
+            open: Rows::default(),
+            unlogged: 0,
+            notes: Notes::default(),
+            first_seq: 0,
+            next_seq: 0,
+            cut_at_ns: in_ns(options.limits.age),
+        })
+    }
+
+    /// Works until the queue is closed and empty, or the disk refuses.
+    fn drain(&mut self) -> Result<(), Halt> {
+        loop {
+            let until_ns = self.cut_at_ns.min(self.commit_at_ns);
+            let left_ns = until_ns.saturating_sub(monotonic_ns());
+            let left = Duration::from_nanos(u64::try_from(left_ns).unwrap_or(0));
+            match self.queue.pop(left) {
+                Popped::Item(Message::Events(batch)) => self.take(batch),
+                Popped::Item(Message::Anchor(anchor)) => self.notes.anchors.push(anchor),
+                Popped::Timeout => {}
+                Popped::Closed if self.gauges.failed.load(Ordering::Relaxed) => {
+                    return Err(Halt::Sealer);
+                }
+                Popped::Closed => return Ok(()),
+            }
+            self.commit_and_cut_if_due()?;
         }
     }
 
-    fn append(&mut self, mut batch: EventBatch) -> Result<(), WriteError> {
-        self.note_sources(&batch);
-        self.note_drops(&batch.marks);
-        self.open_rows += batch.len();
-        self.open_bytes += batch.size_bytes();
-        self.open.append(&mut batch);
-        // A busy queue never times out, so the age is looked at here too.
-        if self.open_rows >= self.limits.rows
-            || self.open_bytes >= self.limits.bytes
-            || monotonic_ns() >= self.cut_at_ns
-        {
-            self.cut(Tables::NonEmpty, State::Open)?;
+    fn take(&mut self, mut batch: EventBatch) {
+        if self.pending.is_empty() {
+            self.commit_at_ns = in_ns(COMMIT_EVERY);
+        }
+        self.notes.add(&batch);
+        self.pending_bytes += batch.size_bytes();
+        self.pending.append(&mut batch);
+    }
+
+    fn commit_and_cut_if_due(&mut self) -> Result<(), Halt> {
+        let now_ns = monotonic_ns();
+        let limits = self.options.limits;
+        let rows = self.pending.len();
+        let cut = now_ns >= self.cut_at_ns
+            || self.open.len() + rows as u64 >= limits.rows as u64
+            || self.open.size_bytes() + self.pending_bytes >= limits.bytes;
+        let commit = cut
+            || now_ns >= self.commit_at_ns
+            || rows >= COMMIT_ROWS
+            || self.pending_bytes >= COMMIT_BYTES
+            // What waits already shares one sync.
+            || (self.options.durability == Durability::Batch && self.queue.len() == 0);
+        if commit {
+            self.commit()?;
+        }
+        if cut {
+            self.cut_at_ns = in_ns(limits.age);
+            if !self.open.is_empty() {
+                self.cut(Tables::NonEmpty, State::Open)?;
+            }
         }
         Ok(())
     }
 
-    fn note_sources(&mut self, batch: &EventBatch) {
-        // A response without a single arrival says nothing about the source.
-        let arrived = batch.responses.iter().filter(|r| r.t_headers_ns.is_some());
-        for source in arrived.map(|r| r.timestamp_source) {
-            let word = source.as_str();
-            let known = self
-                .manifest
-                .timestamp_source
-                .get_or_insert(word.to_owned());
-            if known != word {
-                *known = "mixed".to_owned();
-            }
+    /// Numbers the pending rows, appends them to the log and to the open segment.
+    /// When the log refuses they are in the segment all the same.
+    fn commit(&mut self) -> Result<(), Halt> {
+        if let Some(mark) = self.gauges.dropped_mark(self.start_ns) {
+            let mut dropped = EventBatch::default();
+            dropped.marks.push(mark);
+            self.take(dropped);
         }
-        debug_assert_eq!(TimestampSource::ALL.len(), 2, "mixed means both");
-    }
-
-    fn note_drops(&mut self, marks: &[MarkRow]) {
-        let drops = marks.iter().filter(|m| &*m.name == "dropped");
-        for detail in drops.map(|m| &*m.detail) {
-            let count = serde_json::from_str::<serde_json::Value>(detail)
-                .ok()
-                .and_then(|v| v.get("events")?.as_u64());
-            self.manifest.dropped_events += count.unwrap_or(1);
-        }
-    }
-
-    /// Seals the open segment, all tables on one cut, and stores the manifest.
-    fn cut(&mut self, tables: Tables, state: State) -> Result<(), WriteError> {
-        self.cut_at_ns = cut_at_ns(self.limits.age);
-        let rows = self.open_rows as u64;
-        if rows == 0 && tables == Tables::NonEmpty {
+        self.commit_at_ns = i64::MAX;
+        if self.pending.is_empty() {
             return Ok(());
         }
-        let last_seq = self.next_seq + rows.saturating_sub(1);
-        let id = self.manifest.recording_id.clone();
-        let files = seal(
-            &self.dir,
-            &id,
-            (self.next_seq, last_seq),
-            &self.open,
-            tables,
-        )?;
-        self.manifest.segments.extend(files);
-        self.manifest.state = state;
-        self.open = EventBatch::default();
-        self.open_rows = 0;
-        self.open_bytes = 0;
-        self.next_seq += rows;
-        store(&self.manifest, &self.dir)
+        let numbered = self.number()?;
+        let logged = self.append(&numbered);
+        for rows in numbered {
+            self.open.push(rows.table, rows.batch)?;
+        }
+        logged
     }
 
-    fn finish(&mut self) -> Result<(), WriteError> {
-        self.cut(Tables::All, State::Sealed)
+    fn number(&mut self) -> Result<Vec<Numbered>, Halt> {
+        let mut numbered = Vec::with_capacity(Table::ALL.len());
+        for table in Table::ALL {
+            let batch = to_batch(table, &self.pending)?;
+            let first_seq = self.next_seq;
+            if batch.num_rows() > 0 {
+                self.next_seq += batch.num_rows() as u64;
+                numbered.push(Numbered {
+                    table,
+                    first_seq,
+                    batch,
+                });
+            }
+        }
+        self.pending = EventBatch::default();
+        self.pending_bytes = 0;
+        Ok(numbered)
+    }
+
+    fn append(&mut self, numbered: &[Numbered]) -> Result<(), Halt> {
+        let rows: usize = numbered.iter().map(|n| n.batch.num_rows()).sum();
+        self.unlogged += rows as u64;
+        let Some(log) = &mut self.log else {
+            return Ok(());
+        };
+        if log.try_again_ns.is_some_and(|at| monotonic_ns() < at) {
+            return Ok(());
+        }
+        let path = log.wal.path(self.first_seq);
+        let synced = match log.wal.append(self.first_seq, numbered) {
+            Ok(file) => {
+                self.unlogged -= rows as u64;
+                match &log.syncer {
+                    Some(syncer) => syncer.note(file),
+                    None => sync(&file, log.wal.dir()),
+                }
+            }
+            Err(error) => Err(error),
+        };
+        match synced {
+            Ok(()) => {
+                // The log has a hole where the disk refused: sealing closes it.
+                if log.try_again_ns.take().is_some() {
+                    self.cut_at_ns = monotonic_ns();
+                }
+                Ok(())
+            }
+            Err(_) if self.options.on_disk_error == DiskError::DropAndRetry => {
+                log.try_again_ns = Some(in_ns(RETRY));
+                Ok(())
+            }
+            Err(source) => Err(WriteError::File { path, source }.into()),
+        }
+    }
+
+    /// Hands the open segment to the sealer, all tables on one cut, waiting while
+    /// it is busy with the one before.
+    fn cut(&mut self, tables: Tables, state: State) -> Result<(), Halt> {
+        let closed = Closed {
+            cut: Cut {
+                first_seq: self.first_seq,
+                last_seq: self.first_seq + self.open.len().saturating_sub(1),
+            },
+            rows: std::mem::take(&mut self.open),
+            tables,
+            state,
+            notes: std::mem::take(&mut self.notes),
+            wal: self.log.as_mut().and_then(|log| log.wal.rotate()),
+            unlogged: std::mem::take(&mut self.unlogged),
+        };
+        self.first_seq = self.next_seq;
+        let unlogged = closed.unlogged;
+        self.sealer.seal(closed).map_err(|stopped| {
+            self.gauges.lost.fetch_add(unlogged, Ordering::Relaxed);
+            stopped.into()
+        })
+    }
+
+    /// Seals what is left, after whatever happened.
+    fn finish(mut self, written: Result<(), Halt>) -> Result<Manifest, WriteError> {
+        self.sealer.ending();
+        let ended = match written {
+            Ok(()) => self
+                .commit()
+                .and_then(|()| self.cut(Tables::All, State::Sealed)),
+            Err(halt) => Err(halt),
+        };
+        if ended.is_err() {
+            self.gauges.fail();
+            self.queue.close();
+            let mut left = self.pending.len() as u64;
+            while let Popped::Item(message) = self.queue.pop(Duration::ZERO) {
+                left += message.rows();
+            }
+            self.gauges.lost.fetch_add(left, Ordering::Relaxed);
+            // Parquet takes a tenth of the room that the log does: try.
+            if !self.open.is_empty() {
+                self.cut(Tables::NonEmpty, State::Open).ok();
+            }
+        }
+        let sealed = self.sealer.finish();
+        let error = match (ended, sealed) {
+            (Ok(()), Ok(manifest)) => return Ok(manifest),
+            (Err(Halt::Error(error)), _) | (_, Err(error)) => error,
+            (Err(Halt::Sealer), Ok(_)) => WriteError::Panicked,
+        };
+        self.gauges.fail();
+        match self.gauges.lost.load(Ordering::Relaxed) {
+            0 => Err(error),
+            lost_events => Err(WriteError::Incomplete {
+                lost_events,
+                source: Box::new(error),
+            }),
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{ArgAction, Args, ValueEnum};
 #[cfg(feature = "report")]
 use tapedeck_analyze::Slo;
+use tapedeck_recording::Durability;
 use tapedeck_wire::openai::Api;
 
 #[derive(Debug, Clone, Args)]
@@ -121,6 +122,11 @@ pub struct OutputArgs {
     /// What is kept of prompts and answers.
     #[arg(long, value_enum, default_value = "full")]
     pub content: Content,
+    /// What outlives a crash of what is not sealed yet: `none`, nothing (no
+    /// write-ahead log); `interval`, all that is older than 200 ms, than 1 s if
+    /// the machine dies too; `batch`, all that was handed over, one sync each.
+    #[arg(long, value_name = "HOW", default_value = "interval", value_parser = parse_durability)]
+    pub durability: Durability,
     /// Print no report at the end.
     #[arg(long)]
     pub no_report: bool,
@@ -156,6 +162,10 @@ pub fn parse_api(text: &str) -> Result<Api, String> {
         let names: Vec<&str> = Api::ALL.iter().map(|api| api.as_str()).collect();
         format!("known: {}", names.join(", "))
     })
+}
+
+fn parse_durability(text: &str) -> Result<Durability, String> {
+    Durability::from_word(text).ok_or_else(|| "known: none, interval, batch".to_owned())
 }
 
 /// `KEY=VALUE`.

@@ -12,7 +12,7 @@ use tapedeck_live::{
     Arrival, Gauges, PreparedRequest, RunSpec, Stop, StopLevel, Telemetry, Timeouts,
     run as run_arrivals,
 };
-use tapedeck_recording::{EventBatch, MarkRow, Phase, SegmentLimits, Sink, Writer};
+use tapedeck_recording::{Durability, EventBatch, MarkRow, Phase, Sink, Writer, WriterOptions};
 
 use crate::args::{ConnectionArgs, OutputArgs};
 use crate::manifest::{Described, describe};
@@ -32,6 +32,8 @@ pub struct Harness<'a> {
     pub timeouts: Timeouts,
     pub workers: usize,
     pub stop: Arc<Stop>,
+    /// What of an unsealed recording outlives a crash.
+    pub durability: Durability,
     /// No progress bar.
     pub quiet: bool,
 }
@@ -54,6 +56,7 @@ impl<'a> Harness<'a> {
             timeouts: requests::timeouts(connection),
             workers: requests::workers(connection),
             stop,
+            durability: output.durability,
             quiet: output.no_progress || output.json,
         })
     }
@@ -106,12 +109,24 @@ impl Harness<'_> {
             clock,
             gauges: Arc::new(Gauges::default()),
         };
-        let manifest = describe(clock, &plan.described);
-        let writer = Writer::create(dir, manifest, SegmentLimits::default())?;
+        let mut manifest = describe(clock, &plan.described);
+        if let Some(settings) = manifest.settings.as_object_mut() {
+            settings.insert("durability".into(), self.durability.as_str().into());
+        }
+        let options = WriterOptions {
+            durability: self.durability,
+            ..WriterOptions::default()
+        };
+        let writer = Writer::create(dir, manifest, options)?;
         let result = run.drive(plan, &writer.sink(), arrivals);
         let sealed = writer.finish();
         // The disk's error explains the run's, not the other way round.
-        sealed.with_context(|| format!("the recording {} is not complete", dir.display()))?;
+        sealed.with_context(|| {
+            format!(
+                "the recording {0} is not complete\nhint: what it has can be read; `record repair {0}` finishes it",
+                dir.display()
+            )
+        })?;
         if let Err(error) = result {
             if error.is::<ProbeFailed>() {
                 // Nothing but the probe is in it, and the message says how that

@@ -56,7 +56,7 @@ fn all_tables_are_cut_at_the_same_rows_and_none_is_lost() {
     assert_eq!(manifest.state, State::Sealed);
     let recording = Recording::open(dir.path()).unwrap();
     let names = |table| {
-        let files = recording.files(table).unwrap();
+        let files = recording.files(table);
         let names = files
             .iter()
             .map(|f| f.file_name().unwrap().to_str().unwrap().to_owned());
@@ -88,7 +88,7 @@ fn a_quiet_recording_is_cut_by_age_though_rows_keep_coming() {
     }
     writer.finish().unwrap();
     let recording = Recording::open(dir.path()).unwrap();
-    assert!(recording.files(Table::Samples).unwrap().len() >= 3);
+    assert!(recording.files(Table::Samples).len() >= 3);
 }
 
 #[test]
@@ -101,7 +101,7 @@ fn an_empty_recording_still_has_its_five_tables() {
         .unwrap();
     let recording = Recording::open(&out).unwrap();
     for table in Table::ALL {
-        let files = recording.files(table).unwrap();
+        let files = recording.files(table);
         assert_eq!(files.len(), 1, "{}", table.name());
         assert!(
             read_file(&files[0])
@@ -131,8 +131,9 @@ fn a_disk_that_refuses_ends_the_writer_and_says_why() {
     while sink.push(chunks(3)).is_ok() {}
     let error = writer.finish().unwrap_err();
     assert!(
-        matches!(error, WriteError::Seal(SealError::Io { .. })),
-        "{error}"
+        matches!(&error, WriteError::Incomplete { source, .. }
+            if matches!(**source, WriteError::Seal(SealError::Io { .. }))),
+        "{error:?}"
     );
 }
 
@@ -148,8 +149,8 @@ fn only_the_owner_can_read_a_recording() {
     let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&out), 0o700);
     assert_eq!(mode(&out.join("recording.json")), 0o600);
-    let files = Recording::open(&out).unwrap().files(Table::Marks).unwrap();
-    assert_eq!(mode(&files[0]), 0o600);
+    let recording = Recording::open(&out).unwrap();
+    assert_eq!(mode(&recording.files(Table::Marks)[0]), 0o600);
 }
 
 #[test]

@@ -1,0 +1,198 @@
+//! Rows and dead recorders for the tests of this crate.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use tapedeck_clock::monotonic_ns;
+
+use crate::event::{
+    ChunkKind, ChunkRow, EventBatch, MarkRow, Outcome, Phase, RequestRow, ResponseRow, SampleRow,
+    TimestampSource,
+};
+use crate::lock::WAL_DIR;
+use crate::manifest::Manifest;
+use crate::recover::wal_files;
+use crate::schema::Table;
+use crate::writer::{Writer, WriterOptions};
+
+pub(crate) fn manifest() -> Manifest {
+    Manifest::new("test", "test", 0)
+}
+
+pub(crate) fn request(request_id: i64) -> RequestRow {
+    RequestRow {
+        request_id,
+        attempt: 0,
+        phase: Phase::Measure,
+        session_id: None,
+        turn: None,
+        parent_request_id: None,
+        replay_of: None,
+        worker: None,
+        api: "openai-chat".into(),
+        method: "POST".into(),
+        url_path: "/v1/chat/completions".into(),
+        query: None,
+        model: None,
+        stream: true,
+        t_scheduled_ns: None,
+        t_dispatched_ns: None,
+        t_received_ns: None,
+        t_connect_ns: None,
+        t_connected_ns: None,
+        t_tls_ns: None,
+        t_sent_ns: Some(request_id * 100),
+        conn_id: None,
+        conn_reused: None,
+        headers: None,
+        body: Some(bytes::Bytes::from_static(b"{}")),
+        body_bytes: 2,
+        body_hash: None,
+        input_tokens: None,
+        input_tokens_source: None,
+        max_output_tokens: None,
+        block_size: None,
+        block_runs: None,
+    }
+}
+
+pub(crate) fn chunk(request_id: i64, chunk_index: i32) -> ChunkRow {
+    ChunkRow {
+        request_id,
+        attempt: 0,
+        chunk_index,
+        read_index: chunk_index,
+        choice_index: None,
+        t_ns: request_id * 100 + i64::from(chunk_index) + 1,
+        t_seen_ns: request_id * 100 + i64::from(chunk_index) + 1,
+        t_forwarded_ns: None,
+        kind: ChunkKind::Content,
+        event: None,
+        event_id: None,
+        tokens: None,
+        bytes: 1,
+        payload: None,
+    }
+}
+
+fn response(request_id: i64, chunk_count: i32) -> ResponseRow {
+    ResponseRow {
+        request_id,
+        attempt: 0,
+        outcome: Outcome::Ok,
+        status: Some(200),
+        headers: None,
+        trailers: None,
+        t_headers_ns: Some(request_id * 100 + 1),
+        t_end_ns: Some(request_id * 100 + 99),
+        t_client_end_ns: None,
+        timestamp_source: TimestampSource::Kernel,
+        finish_reason: None,
+        input_tokens: None,
+        output_tokens: None,
+        reasoning_tokens: None,
+        cached_tokens: None,
+        usage_source: None,
+        error: None,
+        body: None,
+        body_bytes: 0,
+        chunk_count,
+        malformed_chunks: 0,
+    }
+}
+
+/// Rows of [`exchange`] with this many chunks.
+pub(crate) const fn rows_of(chunks: i32) -> u64 {
+    4 + chunks as u64
+}
+
+/// One request, its chunks and its response, a sample and a mark.
+pub(crate) fn exchange(request_id: i64, chunks: i32) -> EventBatch {
+    let mut batch = EventBatch::default();
+    batch.requests.push(request(request_id));
+    for index in 0..chunks {
+        let text = format!("chunk {index} of request {request_id}");
+        batch
+            .chunks
+            .push(chunk(request_id, index), Some(text.as_bytes()));
+    }
+    batch.responses.push(response(request_id, chunks));
+    batch.samples.push(SampleRow {
+        t_ns: request_id * 100,
+        source: "client".into(),
+        name: "n".into(),
+        labels: [].into(),
+        value: 1.0,
+    });
+    batch.marks.push(MarkRow {
+        t_ns: request_id * 100,
+        name: "note".into(),
+        detail: "{}".into(),
+    });
+    batch
+}
+
+/// Every row of `recording`, each table in the order of its key.
+pub(crate) fn all_rows(dir: &Path) -> EventBatch {
+    let recording = crate::Recording::open(dir).unwrap();
+    let mut events = EventBatch::default();
+    for table in Table::ALL {
+        events.append(&mut recording.rows(table).unwrap());
+    }
+    events.requests.sort_by_key(|r| r.request_id);
+    events.responses.sort_by_key(|r| r.request_id);
+    events.samples.sort_by_key(|s| s.t_ns);
+    events.marks.sort_by_key(|m| m.t_ns);
+    let mut chunks = crate::ChunkRows::default();
+    let mut order: Vec<&ChunkRow> = events.chunks.rows.iter().collect();
+    order.sort_by_key(|c| (c.request_id, c.chunk_index));
+    for row in order {
+        chunks.push(row.clone(), events.chunks.payload(row));
+    }
+    events.chunks = chunks;
+    events
+}
+
+pub(crate) fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+/// Polls until `ready`, for ten seconds.
+pub(crate) fn until(what: &str, mut ready: impl FnMut() -> bool) {
+    let give_up_ns = monotonic_ns() + 10_000_000_000;
+    while !ready() {
+        assert!(monotonic_ns() < give_up_ns, "waited in vain: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// What lies on the disk after `batches`, a commit each, if the recorder dies.
+pub(crate) fn die_after(dir: &Path, options: WriterOptions, batches: Vec<EventBatch>) {
+    let live = tempfile::tempdir().unwrap();
+    let from = live.path().join("r");
+    let writer = Writer::create(&from, manifest(), options).unwrap();
+    let mut rows = 0;
+    for batch in batches {
+        rows += batch.len() as u64;
+        writer.sink().push(batch).unwrap();
+        // Read by another opener, as `analyze` would.
+        until("the batch is on the disk", || {
+            let recording = crate::Recording::open(&from).unwrap();
+            let events = Table::ALL.map(|t| recording.rows(t).unwrap().len() as u64);
+            events.iter().sum::<u64>() == rows
+        });
+    }
+    copy(&from, dir);
+    drop(writer.finish());
+    assert!(!wal_files(dir).unwrap().is_empty() || rows == 0 || !from.join(WAL_DIR).exists());
+}
