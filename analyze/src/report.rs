@@ -23,6 +23,8 @@ pub struct ReportOptions {
     /// Percentiles in 0..=100; the default list when `None`.
     pub percentiles: Option<Vec<f64>>,
     pub slos: Vec<Slo>,
+    /// As in [`Parameters`].
+    pub tokenizer: Option<PathBuf>,
 }
 
 impl ReportOptions {
@@ -33,6 +35,7 @@ impl ReportOptions {
             warmup_ms: self.warmup_ms,
             percentiles: percentiles.unwrap_or_else(|| DEFAULT_PERCENTILES.to_vec()),
             slos: self.slos.clone(),
+            tokenizer: self.tokenizer.clone(),
             ..Parameters::default()
         }
     }

@@ -19,14 +19,17 @@ use datafusion::datasource::listing::{
 use datafusion::error::DataFusionError;
 use datafusion::execution::context::SQLOptions;
 use datafusion::physical_plan::collect_partitioned;
-use datafusion::prelude::{DataFrame, SessionConfig, SessionContext};
+use datafusion::prelude::{DataFrame, SessionConfig, SessionContext, col};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tapedeck_recording::footer::Footer;
 use tapedeck_recording::reader::ReadError;
 use tapedeck_recording::schema::{RECORDING_ID, map_type};
 use tapedeck_recording::{Recording, Table};
+use tapedeck_tokens::TokenizerError;
 
+use crate::check::chain;
+use crate::functions::{self, Tokenizers};
 use crate::models;
 use crate::parameters::{Parameters, Slo, UnknownMetric};
 use crate::rows;
@@ -43,6 +46,8 @@ pub enum Error {
     Twice { first: PathBuf, second: PathBuf },
     #[error(transparent)]
     UnknownMetric(#[from] UnknownMetric),
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
     #[error("{} cannot be given to the query engine as a file", path.display())]
     Path { path: PathBuf },
     #[error("view {view} cannot be read: {}", explain(cause))]
@@ -58,7 +63,10 @@ pub enum Error {
 pub(crate) fn explain(error: &DataFusionError) -> String {
     let text = match error.find_root() {
         DataFusionError::SQL(error, _) => error.to_string(),
-        DataFusionError::Plan(text) | DataFusionError::NotImplemented(text) => text.clone(),
+        DataFusionError::Plan(text)
+        | DataFusionError::NotImplemented(text)
+        | DataFusionError::Execution(text) => text.clone(),
+        DataFusionError::External(error) => chain(error.as_ref()),
         root => root.strip_backtrace(),
     };
     let text = text.replace("datafusion.public.", "");
@@ -75,8 +83,9 @@ pub(crate) fn explain(error: &DataFusionError) -> String {
 
 /// Views worth computing once when more than one question follows: none is
 /// larger than one row per request.
-pub const SMALL_VIEWS: [&str; 8] = [
+pub const SMALL_VIEWS: [&str; 9] = [
     "outcome",
+    "tokenized",
     "window",
     "request_latency",
     "concurrency",
@@ -173,10 +182,11 @@ impl Session {
             ),
             recordings,
         };
+        session.register_functions(parameters)?;
         for table in Table::ALL {
             session.register_recorded(table)?;
         }
-        session.register_recordings()?;
+        session.register_recordings(parameters)?;
         for (name, batch) in parameters.tables().map_err(arrow_error)? {
             session.register_batch(name, batch)?;
         }
@@ -239,10 +249,33 @@ impl Session {
         self.register(table.name(), Arc::new(provider))
     }
 
-    fn register_recordings(&self) -> Result<(), Error> {
-        let rows: Vec<RecordingRow<'_>> = self.recordings.iter().map(RecordingRow::of).collect();
+    /// A tokenizer that was asked for is loaded at once: what is wrong with it is
+    /// said before any query runs.
+    fn register_functions(&self, parameters: &Parameters) -> Result<(), Error> {
+        let tokenizers = Arc::new(Tokenizers::default());
+        if let Some(path) = &parameters.tokenizer {
+            tokenizers.get(path)?;
+        }
+        for function in functions::all(tokenizers, parameters.tokenizer.clone()) {
+            self.context.register_udf(function);
+        }
+        Ok(())
+    }
+
+    fn register_recordings(&self, parameters: &Parameters) -> Result<(), Error> {
+        let chosen = parameters.tokenizer.as_deref();
+        let row = |recording| RecordingRow::of(recording, chosen);
+        let rows: Vec<RecordingRow<'_>> = self.recordings.iter().map(row).collect();
         let batch = rows::to_batch(&recordings_schema(), &rows).map_err(arrow_error)?;
         self.register_batch("recordings", batch)
+    }
+
+    async fn has_tokenizer(&self) -> Result<bool, Error> {
+        let recordings = self.context.table("recordings").await;
+        let named = recordings
+            .and_then(|all| all.filter(col("tokenizer").is_not_null()))
+            .map_err(Error::Query)?;
+        Ok(named.count().await.map_err(Error::Query)? > 0)
     }
 
     async fn create_view(&self, model: &'static models::Model, keep: bool) -> Result<(), Error> {
@@ -251,7 +284,9 @@ impl Session {
             cause,
         };
         self.context.sql(model.sql).await.map_err(view_error)?;
-        if !keep {
+        // Without a tokenizer nothing is tokenized, and no payload need be read.
+        let is_empty = model.name == "tokenized" && !self.has_tokenizer().await?;
+        if !keep && !is_empty {
             return Ok(());
         }
         let name = format!("\"{}\"", model.name);
@@ -260,6 +295,11 @@ impl Session {
             .table(name.as_str())
             .await
             .map_err(view_error)?;
+        let view = if is_empty {
+            view.limit(0, Some(0)).map_err(view_error)?
+        } else {
+            view
+        };
         let task = Arc::new(view.task_ctx());
         let plan = view.create_physical_plan().await.map_err(view_error)?;
         // The physical schema: it knows better than the logical one what is never NULL.
@@ -351,6 +391,7 @@ fn recordings_schema() -> SchemaRef {
         ("timestamp_source", DataType::Utf8),
         ("open_loop", DataType::Boolean),
         ("waits_for_slots", DataType::Boolean),
+        ("tokenizer", DataType::Utf8),
         ("settings", DataType::Utf8),
     ])
 }
@@ -374,6 +415,8 @@ struct RecordingRow<'a> {
     /// Arrivals had a schedule and a cap on requests in flight: waiting for a
     /// slot is part of such a load, not lateness of the client.
     waits_for_slots: bool,
+    /// Path of what counts tokens where nobody else did.
+    tokenizer: Option<String>,
     /// JSON.
     settings: String,
 }
@@ -389,8 +432,21 @@ fn is_open_loop(settings: &serde_json::Value) -> bool {
         || settings.get("mode") == Some(&"open".into())
 }
 
+/// The tokenizer that was chosen, else the one that the manifest names if it is
+/// still the same file.
+fn tokenizer(recording: &Recording, chosen: Option<&Path>) -> Option<String> {
+    if let Some(path) = chosen {
+        return Some(path.display().to_string());
+    }
+    let named = recording.manifest.settings.get("tokenizer")?;
+    let path = named.get("path")?.as_str()?;
+    let hash = named.get("content_hash")?.as_str()?;
+    let found = tapedeck_tokens::content_hash(Path::new(path)).ok()?;
+    (found == hash).then(|| path.to_owned())
+}
+
 impl<'a> RecordingRow<'a> {
-    fn of(recording: &'a Recording) -> Self {
+    fn of(recording: &'a Recording, chosen: Option<&Path>) -> Self {
         let manifest = &recording.manifest;
         let segments = manifest.segments.iter();
         let missing = segments.filter(|s| !recording.dir.join(&s.file).is_file());
@@ -409,6 +465,7 @@ impl<'a> RecordingRow<'a> {
             open_loop: is_open_loop(&manifest.settings),
             waits_for_slots: is_open_loop(&manifest.settings)
                 && is_set(&manifest.settings, "parallel"),
+            tokenizer: tokenizer(recording, chosen),
             settings: manifest.settings.to_string(),
         }
     }
