@@ -6,6 +6,8 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
+use tapedeck_recording::Recording;
+
 use crate::check::{self, chain};
 use crate::listing::{self, Entry};
 use crate::models;
@@ -283,22 +285,36 @@ fn ls_row(entry: &Entry) -> Vec<String> {
 }
 
 async fn check(path: &Path) -> Result<ExitCode, Failed> {
-    let mut text = String::new();
-    let mut code = ExitCode::SUCCESS;
-    for recording in session::open_all(&[path.to_owned()])? {
-        let broken = check::check(&recording).await?;
-        let dir = recording.dir.display();
+    let mut output = Output::open(None)?;
+    let mut code = 0;
+    let found = Recording::below(path).map_err(session::Error::Read)?;
+    let is_only_one = found.len() == 1;
+    for (dir, opened) in found {
+        let dir = dir.display();
+        let broken = match opened {
+            Ok(recording) => check::check(&recording).await,
+            Err(error) => Err(error.into()),
+        };
+        let broken = match broken {
+            Err(error) if is_only_one => return Err(error.into()),
+            // Those after it are checked all the same.
+            Err(error) => {
+                code = EXIT_FAILED;
+                drop(writeln!(std::io::stderr(), "{dir}: {}", message(&error)));
+                continue;
+            }
+            Ok(broken) => broken,
+        };
         if broken.is_empty() {
-            text.push_str(&format!("{dir}: sound\n"));
+            output.text(&format!("{dir}: sound\n"))?;
         } else {
-            code = ExitCode::from(EXIT_FINDING);
+            code = code.max(EXIT_FINDING);
         }
         for finding in broken {
-            text.push_str(&format!("{dir}: {finding}\n"));
+            output.text(&format!("{dir}: {finding}\n"))?;
         }
     }
-    Output::open(None)?.text(&text)?;
-    Ok(code)
+    Ok(ExitCode::from(code))
 }
 
 /// What vLLM's `--goodput` calls the metrics, in ms as well. `itl` is here to be

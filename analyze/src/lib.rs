@@ -3,12 +3,13 @@
 //! Every number is defined in a file under `sql/`; nothing here computes one.
 //! Reading order: [`models`] (the definitions, their headers), [`parameters`]
 //! (what a user chooses), `functions` (what SQL lacks), [`session`] (recordings →
-//! tables and views),
+//! tables and views), `derived` (what is computed once),
 //! [`shell`] (one question after the other), [`report`] (rows → report), [`render`] (report → text), [`check`]
 //! (invariants), `listing` (what lies below a folder), [`cli`].
 
 pub mod check;
 pub mod cli;
+mod derived;
 mod functions;
 mod listing;
 pub mod models;

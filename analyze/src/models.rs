@@ -62,6 +62,7 @@ const VIEWS: &[(&str, &str)] = sql_files![
     "1_base/tokenized.sql",
     "1_base/window.sql",
     "2_request/chunk_gap.sql",
+    "2_request/chunk_stream.sql",
     "2_request/request_latency.sql",
     "2_request/request_metric.sql",
     "3_summary/concurrency.sql",

@@ -29,6 +29,7 @@ use tapedeck_recording::{Recording, Table};
 use tapedeck_tokens::TokenizerError;
 
 use crate::check::chain;
+use crate::derived;
 use crate::functions::{self, Tokenizers};
 use crate::models;
 use crate::parameters::{Parameters, Slo, UnknownMetric};
@@ -170,6 +171,43 @@ impl Session {
         Ok(session)
     }
 
+    /// As [`Self::open_keeping`], reading under `derived/` what was computed from
+    /// the chunks before and keeping there what was not.
+    ///
+    /// # Errors
+    /// As [`Self::open_keeping`]; that nothing can be kept is none.
+    pub async fn open_derived(
+        recordings: Vec<Recording>,
+        parameters: &Parameters,
+        keep: &[&str],
+    ) -> Result<Self, Error> {
+        parameters.slos.iter().try_for_each(Slo::check)?;
+        let derived = derived::files(&recordings).await;
+        let session = Self::open_tables(recordings, parameters)?;
+        for model in models::views() {
+            match &derived {
+                Some(files) if model.name == derived::READ_MODEL => {
+                    session.register_derived(model, files).await?;
+                }
+                _ => {
+                    session
+                        .create_view(model, keep.contains(&model.name))
+                        .await?
+                }
+            }
+        }
+        Ok(session)
+    }
+
+    /// Opens `recording` with the views `names` only.
+    pub(crate) async fn open_views(recording: Recording, names: &[&str]) -> Result<Self, Error> {
+        let session = Self::open_tables(vec![recording], &Parameters::default())?;
+        for model in models::views().iter().filter(|m| names.contains(&m.name)) {
+            session.create_view(model, false).await?;
+        }
+        Ok(session)
+    }
+
     /// Opens `recordings` without the views: for questions about the rows.
     ///
     /// # Errors
@@ -241,12 +279,7 @@ impl Session {
         if urls.is_empty() {
             return self.register_batch(table.name(), RecordBatch::new_empty(table.schema()));
         }
-        let format = Arc::new(ParquetFormat::default());
-        let config = ListingTableConfig::new_with_multi_paths(urls)
-            .with_listing_options(ListingOptions::new(format))
-            .with_schema(table.schema());
-        let provider = ListingTable::try_new(config).map_err(Error::Query)?;
-        self.register(table.name(), Arc::new(provider))
+        self.register_files(table.name(), urls, table.schema())
     }
 
     /// A tokenizer that was asked for is loaded at once: what is wrong with it is
@@ -268,6 +301,36 @@ impl Session {
         let rows: Vec<RecordingRow<'_>> = self.recordings.iter().map(row).collect();
         let batch = rows::to_batch(&recordings_schema(), &rows).map_err(arrow_error)?;
         self.register_batch("recordings", batch)
+    }
+
+    /// Files in place of the view that made them; the view says the columns.
+    async fn register_derived(
+        &self,
+        model: &'static models::Model,
+        files: &[PathBuf],
+    ) -> Result<(), Error> {
+        self.create_view(model, false).await?;
+        let view = self.context.table(model.name).await.map_err(Error::Query)?;
+        let schema = Arc::new(view.schema().as_arrow().clone());
+        self.context
+            .deregister_table(model.name)
+            .map_err(Error::Query)?;
+        let urls = files.iter().map(|path| file_url(path));
+        self.register_files(model.name, urls.collect::<Result<_, _>>()?, schema)
+    }
+
+    fn register_files(
+        &self,
+        name: &str,
+        urls: Vec<ListingTableUrl>,
+        schema: SchemaRef,
+    ) -> Result<(), Error> {
+        let format = Arc::new(ParquetFormat::default());
+        let config = ListingTableConfig::new_with_multi_paths(urls)
+            .with_listing_options(ListingOptions::new(format))
+            .with_schema(schema);
+        let provider = ListingTable::try_new(config).map_err(Error::Query)?;
+        self.register(name, Arc::new(provider))
     }
 
     async fn has_tokenizer(&self) -> Result<bool, Error> {

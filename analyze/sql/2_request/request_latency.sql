@@ -1,5 +1,5 @@
 -- request_latency: one row per measured request, whatever its outcome; summaries take those with outcome ok.
--- Reads: requests, responses, chunks, outcome, content_chunk, tokenized.
+-- Reads: requests, responses, outcome, tokenized, chunk_stream.
 --   recording_id          TEXT    -         -       Key.
 --   request_id            BIGINT  -         -       Key.
 --   attempt               INT     -         -       The last attempt.
@@ -24,30 +24,7 @@
 --   content_chunks        BIGINT  chunks    -       Content-bearing chunks. NULL when there are none.
 --   content_reads         BIGINT  reads     -       Reads that brought at least one of them.
 CREATE VIEW request_latency AS
-WITH
-stream AS (
-  SELECT
-    recording_id,
-    request_id,
-    attempt,
-    min(t_ns) AS t_first_ns,
-    min(CASE WHEN kind <> 'reasoning' THEN t_ns END) AS t_first_output_ns,
-    max(t_ns) AS t_last_ns,
-    first_value(tokens ORDER BY chunk_index) AS first_chunk_tokens,
-    count(*) AS content_chunks,
-    count(tokens) AS counted_chunks,
-    count(DISTINCT read_index) AS content_reads
-  FROM content_chunk
-  GROUP BY recording_id, request_id, attempt
-),
--- Tokens can ride on chunks without text, so this reads all kinds.
-streamed_tokens AS (
-  SELECT recording_id, request_id, attempt, sum(tokens) AS tokens
-  FROM chunks
-  WHERE tokens IS NOT NULL
-  GROUP BY recording_id, request_id, attempt
-),
-facts AS (
+WITH facts AS (
   SELECT
     o.recording_id,
     o.request_id,
@@ -78,7 +55,7 @@ facts AS (
     -- A sum over chunks some of which were not counted would be too small.
     coalesce(
       CAST(p.output_tokens AS BIGINT),
-      CASE WHEN s.counted_chunks = s.content_chunks THEN k.tokens END,
+      CASE WHEN s.counted_chunks = s.content_chunks THEN s.tokens END,
       z.output_tokens
     ) AS output_tokens,
     CASE
@@ -99,14 +76,10 @@ facts AS (
     ON p.recording_id = o.recording_id
     AND p.request_id = o.request_id
     AND p.attempt = o.attempt
-  LEFT JOIN stream AS s
+  LEFT JOIN chunk_stream AS s
     ON s.recording_id = o.recording_id
     AND s.request_id = o.request_id
     AND s.attempt = o.attempt
-  LEFT JOIN streamed_tokens AS k
-    ON k.recording_id = o.recording_id
-    AND k.request_id = o.request_id
-    AND k.attempt = o.attempt
   LEFT JOIN tokenized AS z
     ON z.recording_id = o.recording_id
     AND z.request_id = o.request_id
