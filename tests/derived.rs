@@ -11,7 +11,7 @@ use tapedeck_recording::{ChunkKind, EventBatch};
 use crate::support::recording::{self, MS, chunk, request, response};
 
 /// Enough chunks for a file to be worth it.
-const REQUESTS: i64 = 700;
+const REQUESTS: i64 = 170;
 const CHUNKS: i32 = 100;
 const FILE: &str = "derived/chunk_stream.parquet";
 

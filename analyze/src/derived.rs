@@ -37,7 +37,7 @@ const FILE: &str = "derived/chunk_stream.parquet";
 const FOOTER_KEY: &str = "tapedeck.derived_from";
 
 /// Below this many chunks in all, computing is as fast as looking for a file.
-const MIN_CHUNKS: u64 = 1 << 16;
+const MIN_CHUNKS: u64 = 1 << 14;
 
 /// Gaps in one row group: readers hold a row group's lists in memory.
 const GAPS_PER_GROUP: usize = 1 << 20;

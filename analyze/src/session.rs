@@ -161,14 +161,7 @@ impl Session {
         parameters: &Parameters,
         keep: &[&str],
     ) -> Result<Self, Error> {
-        parameters.slos.iter().try_for_each(Slo::check)?;
-        let session = Self::open_tables(recordings, parameters)?;
-        for model in models::views() {
-            session
-                .create_view(model, keep.contains(&model.name))
-                .await?;
-        }
-        Ok(session)
+        Self::open_with(recordings, parameters, keep, None).await
     }
 
     /// As [`Self::open_keeping`], reading under `derived/` what was computed from
@@ -181,19 +174,26 @@ impl Session {
         parameters: &Parameters,
         keep: &[&str],
     ) -> Result<Self, Error> {
-        parameters.slos.iter().try_for_each(Slo::check)?;
         let derived = derived::files(&recordings).await;
+        Self::open_with(recordings, parameters, keep, derived).await
+    }
+
+    /// `derived` are the files in place of view [`derived::READ_MODEL`].
+    async fn open_with(
+        recordings: Vec<Recording>,
+        parameters: &Parameters,
+        keep: &[&str],
+        derived: Option<Vec<PathBuf>>,
+    ) -> Result<Self, Error> {
+        parameters.slos.iter().try_for_each(Slo::check)?;
         let session = Self::open_tables(recordings, parameters)?;
         for model in models::views() {
+            let keep = keep.contains(&model.name);
             match &derived {
                 Some(files) if model.name == derived::READ_MODEL => {
                     session.register_derived(model, files).await?;
                 }
-                _ => {
-                    session
-                        .create_view(model, keep.contains(&model.name))
-                        .await?
-                }
+                _ => session.create_view(model, keep).await?,
             }
         }
         Ok(session)

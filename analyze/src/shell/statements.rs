@@ -55,8 +55,8 @@ fn scan(text: &str) -> Scan {
             };
         } else if rest.starts_with("--") {
             rest.find('\n').unwrap_or(rest.len())
-        } else if rest.starts_with("/*") {
-            let end = rest[2..].find("*/");
+        } else if let Some(comment) = rest.strip_prefix("/*") {
+            let end = comment.find("*/");
             // What is not closed goes on: its words are still to come.
             has_words |= end.is_none();
             end.map_or(rest.len(), |end| end + 4)
