@@ -5,6 +5,7 @@
 )]
 
 mod awkward;
+mod derived;
 #[allow(
     clippy::too_many_lines,
     reason = "a table of bad inputs and their messages is as long as it has rows"
@@ -16,7 +17,9 @@ mod readme;
 mod record_load;
 mod replay_run;
 mod report;
+mod shell;
 mod slo;
 mod support;
 mod tidy;
 mod tls;
+mod tokens;

@@ -6,11 +6,14 @@
 //! recording NAME [dropped=N] [SETTING=JSON…]   begins a recording; settings, where
 //!                                 given, replace the default ones
 //! TABLE: column column …          then one row per line, up to an empty line;
-//! 1 2.5ms -                       `-` is NULL, ms and s make ns, other columns take defaults;
+//! 1 2.5ms say:to_be               `-` is NULL, ms and s make ns, other columns take defaults;
+//!                                 `say:`, `answer:` and `ask:` make the payload of a chunk,
+//!                                 of an answer and of a request with that text
 //! # comment                       here or between blocks
 //! slo ttft_ms=200                 options, before the first query
 //! warmup 1s
 //! percentiles 50 99
+//! tokenizer                       one token a word
 //! query
 //! SELECT …                        up to a line of dashes
 //! ----
@@ -19,7 +22,9 @@
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use arrow::array::RecordBatch;
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use serde_json::{Map, Value, json};
 use tapedeck_analyze::models::{self, Model};
@@ -29,6 +34,7 @@ use tapedeck_recording::manifest::Manifest;
 use tapedeck_recording::{EventBatch, Table};
 
 use crate::support::recording;
+use crate::tokens;
 
 fn block_on<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Runtime::new().unwrap().block_on(future)
@@ -138,9 +144,24 @@ fn value(word: &str) -> Value {
     let s = word.strip_suffix('s').and_then(|n| instant(n, 1e9));
     match ms.or(s) {
         _ if word == "-" => Value::Null,
+        _ if payload(word).is_some() => payload(word).into(),
         Some(ns) => ns.into(),
         None => serde_json::from_str(word).unwrap_or_else(|_| word.into()),
     }
+}
+
+/// The payload that carries a text, as the hexadecimal digits that Arrow reads.
+fn payload(word: &str) -> Option<String> {
+    let (shape, text) = word.split_once(':')?;
+    let text = text.replace('_', " ");
+    let payload = match shape {
+        "say" => json!({"choices": [{"index": 0, "delta": {"content": text}}]}),
+        "answer" => json!({"choices": [{"index": 0, "message": {"content": text}}]}),
+        "ask" => json!({"messages": [{"role": "user", "content": text}]}),
+        _ => return None,
+    };
+    let bytes = payload.to_string().into_bytes();
+    Some(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 fn defaults(table: Table) -> Map<String, Value> {
@@ -189,6 +210,9 @@ async fn run(path: &Path) -> String {
                     metric: metric.to_owned(),
                     bound: bound.parse().unwrap(),
                 });
+            }
+            "tokenizer" => {
+                script.parameters.tokenizer = Some(tokens::word_tokenizer(script.dir.path()));
             }
             "warmup" => script.parameters.warmup_ms = value(tail).as_f64().unwrap() / 1e6,
             "percentiles" => {
@@ -251,13 +275,21 @@ fn sql_type(data_type: &arrow::datatypes::DataType) -> &'static str {
         DataType::Int64 => "BIGINT",
         DataType::Float64 => "DOUBLE",
         DataType::Boolean => "BOOLEAN",
+        DataType::Binary => "BYTES",
+        DataType::Map(..) => "MAP",
+        DataType::List(_) => "LIST",
         _ => "a type no header can name",
     }
 }
 
+/// With a tokenizer, so that no view is left out.
 async fn empty_session(dir: &Path) -> Session {
     let path = recording::write(&dir.join("r"), recording::manifest("empty"), 1 << 18, []);
-    open(&path, &Parameters::default()).await
+    let parameters = Parameters {
+        tokenizer: Some(tokens::word_tokenizer(dir)),
+        ..Parameters::default()
+    };
+    open(&path, &parameters).await
 }
 
 #[test]
@@ -265,7 +297,7 @@ fn headers_name_the_columns_and_types_that_are_planned() {
     let dir = tempfile::tempdir().unwrap();
     block_on(async {
         let session = empty_session(dir.path()).await;
-        for model in models::views() {
+        for model in models::views().iter().chain(models::tables()) {
             let view = session.context().table(format!("\"{}\"", model.name)).await;
             let view = view.unwrap();
             let planned: Vec<(String, String)> = view
@@ -280,8 +312,39 @@ fn headers_name_the_columns_and_types_that_are_planned() {
                 .map(|c| (c.name.clone(), c.sql_type.clone()))
                 .collect();
             assert_eq!(header, planned, "{}", model.path);
-            assert_eq!(header[0].0, "recording_id", "{}", model.path);
+            let is_parameter = model.columns.len() < 4 && models::view(model.name).is_none();
+            assert!(
+                is_parameter || header[0].0 == "recording_id",
+                "{}",
+                model.path
+            );
         }
+    });
+}
+
+#[test]
+fn a_file_that_requires_nothing_of_ours_is_plain_datafusion() {
+    let dir = tempfile::tempdir().unwrap();
+    block_on(async {
+        let session = empty_session(dir.path()).await;
+        let plain = datafusion::prelude::SessionContext::new();
+        let tables = models::tables().iter().map(|m| (m, true));
+        let views = models::views().iter().map(|m| (m, m.requires_tapedeck));
+        let mut ours = 0;
+        for (model, is_given) in tables.chain(views) {
+            if !is_given {
+                let created = plain.sql(model.sql).await;
+                created.unwrap_or_else(|e| panic!("{}: {e}", model.path));
+                continue;
+            }
+            ours += usize::from(model.requires_tapedeck);
+            let table = session.context().table(model.name).await.unwrap();
+            let empty = RecordBatch::new_empty(Arc::new(table.schema().as_arrow().clone()));
+            plain.register_batch(model.name, empty).unwrap();
+        }
+        assert_eq!(ours, 1, "functions of ours are the exception");
+        let rows = plain.table("latency_percentiles").await.unwrap();
+        assert_eq!(rows.count().await.unwrap(), 0);
     });
 }
 
@@ -308,8 +371,7 @@ fn mentioned(model: &Model, known: &[&str]) -> Vec<String> {
 
 #[test]
 fn a_file_reads_what_its_header_says_and_only_earlier_views() {
-    let mut known: Vec<&str> = Table::ALL.iter().map(|t| t.name()).collect();
-    known.extend(["recordings", "params", "percentiles", "slos"]);
+    let mut known: Vec<&str> = models::tables().iter().map(|m| m.name).collect();
     let mut all = known.clone();
     all.extend(models::views().iter().map(|m| m.name));
     for model in models::views().iter().chain(models::checks()) {
@@ -341,7 +403,11 @@ fn sql_files(dir: &Path, found: &mut Vec<PathBuf>) {
 
 #[test]
 fn every_sql_file_is_embedded_in_path_order() {
-    for (folder, embedded) in [("sql", models::views()), ("checks", models::checks())] {
+    for (folder, embedded) in [
+        ("sql", models::views()),
+        ("checks", models::checks()),
+        ("tables", models::tables()),
+    ] {
         let root = analyze_dir().join(folder);
         let mut files = Vec::new();
         sql_files(&root, &mut files);

@@ -86,7 +86,10 @@ fn the_readme_names_the_test_command_that_ci_runs() {
 fn every_program_and_command_explains_itself() {
     for (name, commands) in [
         ("record", &["load", "simulate"][..]),
-        ("analyze", &["report", "query", "sql", "ls", "check"]),
+        (
+            "analyze",
+            &["report", "query", "shell", "sql", "ls", "check"],
+        ),
         ("replay", &["run", "plan"]),
     ] {
         let help = run(name, ["--help"]).expect(0).stdout;

@@ -6,14 +6,17 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
+use tapedeck_recording::Recording;
+
 use crate::check::{self, chain};
 use crate::listing::{self, Entry};
 use crate::models;
-use crate::output::{Output, OutputError, QueryFormat, is_broken_pipe};
+use crate::output::{Output, OutputError, QueryFormat, TABLE_ROWS, is_broken_pipe};
 use crate::parameters::{Parameters, Slo};
 use crate::render::{Format, grid};
 use crate::report::{self, ReportOptions, Verdict};
 use crate::session::{self, Session};
+use crate::shell;
 
 /// The program worked and found something: a broken invariant, an invalid run.
 const EXIT_FINDING: u8 = 1;
@@ -34,6 +37,8 @@ enum Command {
     Report(ReportArgs),
     /// Run one SQL query over recordings
     Query(QueryArgs),
+    /// Ask one question after the other
+    Shell(ShellArgs),
     /// List the metric definitions, or print one
     Sql {
         /// Name of a view
@@ -73,6 +78,33 @@ struct ReportArgs {
     /// Exit 1 when the verdict is invalid
     #[arg(long)]
     strict: bool,
+    #[command(flatten)]
+    tokens: TokenArgs,
+}
+
+#[derive(Debug, Args)]
+struct TokenArgs {
+    /// A tokenizer.json, or the folder of one: counts tokens that no server counted
+    #[arg(long, value_name = "PATH")]
+    tokenizer_path: Option<PathBuf>,
+}
+
+impl TokenArgs {
+    fn parameters(self) -> Parameters {
+        Parameters {
+            tokenizer: self.tokenizer_path,
+            ..Parameters::default()
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+struct ShellArgs {
+    /// Recordings, or folders of them
+    #[arg(required = true, value_name = "RECORDING")]
+    recordings: Vec<PathBuf>,
+    #[command(flatten)]
+    tokens: TokenArgs,
 }
 
 #[derive(Debug, Args)]
@@ -85,6 +117,8 @@ struct QueryArgs {
     /// Write to a file instead of stdout
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
+    #[command(flatten)]
+    tokens: TokenArgs,
 }
 
 /// What a command may fail with.
@@ -96,6 +130,8 @@ enum Failed {
     Output(#[from] OutputError),
     #[error("no definition is called {0}\nhint: `analyze sql` lists them")]
     UnknownView(String),
+    #[error("the shell cannot go on")]
+    Shell(#[source] std::io::Error),
 }
 
 /// Runs the program. Data goes to stdout, everything else to stderr.
@@ -103,6 +139,7 @@ pub async fn run(cli: Cli) -> ExitCode {
     let result = match cli.command {
         Command::Report(args) => report(args).await,
         Command::Query(args) => query(args).await,
+        Command::Shell(args) => shell(args).await,
         Command::Sql { name } => sql(name.as_deref()),
         Command::Ls { root } => ls(&root).await,
         Command::Check { recording } => check(&recording).await,
@@ -119,7 +156,7 @@ pub async fn run(cli: Cli) -> ExitCode {
 }
 
 /// One message: the error and its causes, then what can be done about it.
-fn message(error: &dyn std::error::Error) -> String {
+pub(crate) fn message(error: &dyn std::error::Error) -> String {
     let text = chain(error);
     let (hints, lines): (Vec<&str>, Vec<&str>) =
         text.lines().partition(|line| line.starts_with("hint: "));
@@ -137,6 +174,7 @@ async fn report(args: ReportArgs) -> Result<ExitCode, Failed> {
         warmup_ms: args.warmup.unwrap_or_default(),
         percentiles,
         slos: args.slos,
+        tokenizer: args.tokens.tokenizer_path,
     };
     let report = report::report(&args.recordings, &options).await?;
     Output::open(args.output.as_deref())?.text(&report.render(args.format))?;
@@ -153,12 +191,28 @@ async fn query(mut args: QueryArgs) -> Result<ExitCode, Failed> {
     let sql = args.arguments.pop().unwrap_or_default();
     let paths: Vec<PathBuf> = args.arguments.iter().map(PathBuf::from).collect();
     let recordings = session::open_all(&paths)?;
-    let session = Session::open(recordings, &Parameters::default()).await?;
+    let session = Session::open(recordings, &args.tokens.parameters()).await?;
     let rows = session.query(&sql).await?.execute_stream().await;
     let rows = rows.map_err(session::Error::Query)?;
     let mut output = Output::open(args.output.as_deref())?;
-    output.rows(rows, args.format).await?;
+    let count = output.rows(rows, args.format, TABLE_ROWS).await?;
+    if count.total > count.shown {
+        let more = count.total - count.shown;
+        let hint = "hint: --format csv, json or parquet writes all";
+        drop(writeln!(std::io::stderr(), "{more} more rows\n{hint}"));
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+async fn shell(args: ShellArgs) -> Result<ExitCode, Failed> {
+    let recordings = session::open_all(&args.recordings)?;
+    let session = Session::open(recordings, &args.tokens.parameters()).await?;
+    let failed = shell::run(&session).await.map_err(Failed::Shell)?;
+    Ok(if failed {
+        ExitCode::from(EXIT_FAILED)
+    } else {
+        ExitCode::SUCCESS
+    })
 }
 
 fn sql(name: Option<&str>) -> Result<ExitCode, Failed> {
@@ -231,22 +285,36 @@ fn ls_row(entry: &Entry) -> Vec<String> {
 }
 
 async fn check(path: &Path) -> Result<ExitCode, Failed> {
-    let mut text = String::new();
-    let mut code = ExitCode::SUCCESS;
-    for recording in session::open_all(&[path.to_owned()])? {
-        let broken = check::check(&recording).await?;
-        let dir = recording.dir.display();
+    let mut output = Output::open(None)?;
+    let mut code = 0;
+    let found = Recording::below(path).map_err(session::Error::Read)?;
+    let is_only_one = found.len() == 1;
+    for (dir, opened) in found {
+        let dir = dir.display();
+        let broken = match opened {
+            Ok(recording) => check::check(&recording).await,
+            Err(error) => Err(error.into()),
+        };
+        let broken = match broken {
+            Err(error) if is_only_one => return Err(error.into()),
+            // Those after it are checked all the same.
+            Err(error) => {
+                code = EXIT_FAILED;
+                drop(writeln!(std::io::stderr(), "{dir}: {}", message(&error)));
+                continue;
+            }
+            Ok(broken) => broken,
+        };
         if broken.is_empty() {
-            text.push_str(&format!("{dir}: sound\n"));
+            output.text(&format!("{dir}: sound\n"))?;
         } else {
-            code = ExitCode::from(EXIT_FINDING);
+            code = code.max(EXIT_FINDING);
         }
         for finding in broken {
-            text.push_str(&format!("{dir}: {finding}\n"));
+            output.text(&format!("{dir}: {finding}\n"))?;
         }
     }
-    Output::open(None)?.text(&text)?;
-    Ok(code)
+    Ok(ExitCode::from(code))
 }
 
 /// What vLLM's `--goodput` calls the metrics, in ms as well. `itl` is here to be

@@ -2,12 +2,15 @@
 //!
 //! Every number is defined in a file under `sql/`; nothing here computes one.
 //! Reading order: [`models`] (the definitions, their headers), [`parameters`]
-//! (what a user chooses), [`session`] (recordings → tables and views),
-//! [`report`] (rows → report), [`render`] (report → text), [`check`]
+//! (what a user chooses), `functions` (what SQL lacks), [`session`] (recordings →
+//! tables and views), `derived` (what is computed once),
+//! [`shell`] (one question after the other), [`report`] (rows → report), [`render`] (report → text), [`check`]
 //! (invariants), `listing` (what lies below a folder), [`cli`].
 
 pub mod check;
 pub mod cli;
+mod derived;
+mod functions;
 mod listing;
 pub mod models;
 pub mod output;
@@ -17,6 +20,7 @@ pub mod render;
 pub mod report;
 mod rows;
 pub mod session;
+pub mod shell;
 
 pub use parameters::{Parameters, Slo, UnknownMetric};
 pub use render::Format;

@@ -2,14 +2,15 @@
 //! programs read.
 //!
 //! A header opens its file: `-- name: grain.`, `-- Reads: a, b.`, then one line
-//! per column with name, type, unit, polarity and meaning. The same lines feed
+//! per column with name, type, unit, polarity and meaning. A file that calls our
+//! functions says `-- requires: tapedeck` as well. The same lines feed
 //! the schema test, [`reference`] (METRICS.md) and the direction of an SLO.
 //! Path order is dependency order: a file reads only recorded tables, tables of
 //! the session and views of earlier files.
 
 use std::sync::LazyLock;
 
-/// One file under `sql/`.
+/// One file under `sql/`, `tables/` or `checks/`.
 #[derive(Debug, Clone)]
 pub struct Model {
     /// Path below `sql/`, for example `1_base/outcome.sql`.
@@ -23,13 +24,15 @@ pub struct Model {
     /// Tables and views it mentions.
     pub reads: Vec<String>,
     pub columns: Vec<Column>,
+    /// It calls functions that only this program has.
+    pub requires_tapedeck: bool,
 }
 
 /// One column of a view, as its header describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Column {
     pub name: String,
-    /// `TEXT`, `INT`, `BIGINT`, `DOUBLE` or `BOOLEAN`.
+    /// `TEXT`, `INT`, `BIGINT`, `DOUBLE`, `BOOLEAN`; in tables also `BYTES`, `MAP`, `LIST`.
     pub sql_type: String,
     /// `None` where the header has a dash.
     pub unit: Option<String>,
@@ -56,8 +59,10 @@ const VIEWS: &[(&str, &str)] = sql_files![
     "1_base/content_chunk.sql",
     "1_base/metric.sql",
     "1_base/outcome.sql",
+    "1_base/tokenized.sql",
     "1_base/window.sql",
     "2_request/chunk_gap.sql",
+    "2_request/chunk_stream.sql",
     "2_request/request_latency.sql",
     "2_request/request_metric.sql",
     "3_summary/concurrency.sql",
@@ -71,6 +76,20 @@ const VIEWS: &[(&str, &str)] = sql_files![
     "3_summary/verdict.sql",
     "4_report/recording_health.sql",
     "4_report/scalar_metric.sql",
+];
+
+/// Every file under `tables/`: headers of what views read and nobody defines.
+const TABLES: &[(&str, &str)] = sql_files![
+    "tables":
+    "chunks.sql",
+    "marks.sql",
+    "params.sql",
+    "percentiles.sql",
+    "recordings.sql",
+    "requests.sql",
+    "responses.sql",
+    "samples.sql",
+    "slos.sql",
 ];
 
 /// Every file under `checks/`: queries whose rows are findings.
@@ -97,6 +116,9 @@ const CHECKS: &[(&str, &str)] = sql_files![
 static MODELS: LazyLock<Vec<Model>> =
     LazyLock::new(|| VIEWS.iter().map(|(path, sql)| parse(path, sql)).collect());
 
+static TABLE_MODELS: LazyLock<Vec<Model>> =
+    LazyLock::new(|| TABLES.iter().map(|(path, sql)| parse(path, sql)).collect());
+
 static CHECK_MODELS: LazyLock<Vec<Model>> =
     LazyLock::new(|| CHECKS.iter().map(|(path, sql)| parse(path, sql)).collect());
 
@@ -104,6 +126,12 @@ static CHECK_MODELS: LazyLock<Vec<Model>> =
 #[must_use]
 pub fn views() -> &'static [Model] {
     &MODELS
+}
+
+/// The tables that views are made of, recorded and of the session.
+#[must_use]
+pub fn tables() -> &'static [Model] {
+    &TABLE_MODELS
 }
 
 /// All invariants of a recording, as queries that return what breaks them.
@@ -116,6 +144,12 @@ pub fn checks() -> &'static [Model] {
 #[must_use]
 pub fn view(name: &str) -> Option<&'static Model> {
     MODELS.iter().find(|m| m.name == name)
+}
+
+/// The view or table called `name`.
+#[must_use]
+pub fn named(name: &str) -> Option<&'static Model> {
+    view(name).or_else(|| TABLE_MODELS.iter().find(|m| m.name == name))
 }
 
 /// The header's line about `column` of `view`.
@@ -145,6 +179,7 @@ fn parse(path: &'static str, sql: &'static str) -> Model {
         grain: String::new(),
         reads: Vec::new(),
         columns: Vec::new(),
+        requires_tapedeck: false,
     };
     for line in sql.lines().map_while(|line| line.strip_prefix("--")) {
         if let Some(column) = line.strip_prefix("   ") {
@@ -152,6 +187,8 @@ fn parse(path: &'static str, sql: &'static str) -> Model {
         } else if let Some(reads) = line.strip_prefix(" Reads: ") {
             let names = reads.trim_end_matches('.').split(", ");
             model.reads.extend(names.map(str::to_owned));
+        } else if line.starts_with(" requires: tapedeck") {
+            model.requires_tapedeck = true;
         } else if let Some((_, grain)) = line.split_once(": ") {
             model.grain = grain.to_owned();
         }
@@ -180,15 +217,19 @@ fn parse_column(line: &str) -> Option<Column> {
     })
 }
 
-/// The text of METRICS.md: every view and column, from the headers.
+/// The text of METRICS.md: every view, table and column, from the headers.
 #[must_use]
 pub fn reference() -> String {
     let mut text = String::from(
         "# Metrics\n\n\
-         Generated from the headers of `analyze/sql/`; `UPDATE_METRICS=1 cargo test` rewrites it.\n\
+         Generated from the headers of `analyze/sql/` and `analyze/tables/`; `UPDATE_METRICS=1 cargo test` rewrites it.\n\
          `analyze sql NAME` prints a definition.\n",
     );
     for model in views() {
+        text.push_str(&describe(model));
+    }
+    text.push_str("\n# Tables\n\nWhat the views are made of.\n");
+    for model in tables() {
         text.push_str(&describe(model));
     }
     text
@@ -198,9 +239,19 @@ fn describe(model: &Model) -> String {
     let mut letters = model.grain.chars();
     let capital = letters.next().map(|c| c.to_ascii_uppercase());
     let grain: String = capital.into_iter().chain(letters).collect();
-    let (name, path, reads) = (model.name, model.path, model.reads.join(", "));
+    let name = model.name;
+    let origin = if model.reads.is_empty() {
+        String::new()
+    } else {
+        format!("\n`{}`, reads {}.", model.path, model.reads.join(", "))
+    };
+    let requires = if model.requires_tapedeck {
+        " Requires functions of Tapedeck."
+    } else {
+        ""
+    };
     let mut text = format!(
-        "\n## {name}\n\n{grain}\n`{path}`, reads {reads}.\n\n\
+        "\n## {name}\n\n{grain}{origin}{requires}\n\n\
          | column | type | unit | better | meaning |\n|---|---|---|---|---|\n"
     );
     for column in &model.columns {

@@ -21,7 +21,14 @@ use crate::render::csv_field;
 
 /// Rows of a drawn table: its columns have to be measured before the first line
 /// can be written, so all of it lies in memory.
-const TABLE_ROWS: usize = 10_000;
+pub(crate) const TABLE_ROWS: usize = 10_000;
+
+/// Rows of a result, and how many of them were written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct RowCount {
+    pub(crate) shown: usize,
+    pub(crate) total: usize,
+}
 
 /// How query results are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -78,24 +85,43 @@ impl Output {
         })
     }
 
+    /// Output to an open file.
+    pub(crate) fn to(file: File) -> Self {
+        Self {
+            writer: BufWriter::new(Box::new(file)),
+            is_terminal: false,
+        }
+    }
+
     pub(crate) fn text(&mut self, text: &str) -> Result<(), OutputError> {
         self.writer.write_all(text.as_bytes())?;
         Ok(self.writer.flush()?)
     }
 
-    /// Writes all of `rows`.
+    /// Writes all of `rows`; of a drawn table the first `table_rows`.
     pub(crate) async fn rows(
         &mut self,
         mut rows: SendableRecordBatchStream,
         format: QueryFormat,
-    ) -> Result<(), OutputError> {
+        table_rows: usize,
+    ) -> Result<RowCount, OutputError> {
         let schema = rows.schema();
+        let mut count = RowCount::default();
         let mut sink = Sink::new(format, &schema, self)?;
         while let Some(batch) = rows.next().await {
-            sink.write(&batch.map_err(OutputError::Query)?)?;
+            let batch = batch.map_err(OutputError::Query)?;
+            let room = match format {
+                QueryFormat::Table => table_rows.saturating_sub(count.shown),
+                QueryFormat::Json | QueryFormat::Csv | QueryFormat::Parquet => usize::MAX,
+            };
+            let shown = batch.num_rows().min(room);
+            sink.write(&batch.slice(0, shown))?;
+            count.shown += shown;
+            count.total += batch.num_rows();
         }
         sink.finish()?;
-        Ok(self.writer.flush()?)
+        self.writer.flush()?;
+        Ok(count)
     }
 }
 
@@ -122,7 +148,6 @@ enum Sink<'a> {
         writer: Writer<'a>,
         header: Vec<String>,
         rows: Vec<Vec<String>>,
-        rows_left_out: usize,
     },
     Csv(Writer<'a>),
     Json(arrow::json::Writer<Writer<'a>, JsonArray>),
@@ -142,7 +167,6 @@ impl<'a> Sink<'a> {
                 writer,
                 header: names.collect(),
                 rows: Vec::new(),
-                rows_left_out: 0,
             },
             QueryFormat::Csv => {
                 let names: Vec<String> = names.map(|n| csv_field(&n)).collect();
@@ -172,17 +196,7 @@ impl<'a> Sink<'a> {
         };
         let batch = &readable;
         match self {
-            Self::Table {
-                rows,
-                rows_left_out,
-                ..
-            } => {
-                let fits = batch.num_rows().min(TABLE_ROWS.saturating_sub(rows.len()));
-                *rows_left_out += batch.num_rows() - fits;
-                rows.extend(cells(&batch.slice(0, fits), |text| {
-                    text.unwrap_or_default()
-                })?);
-            }
+            Self::Table { rows, .. } => rows.extend(cells(batch, Option::unwrap_or_default)?),
             Self::Csv(writer) => {
                 let field = |text: Option<String>| text.map(|t| csv_field(&t)).unwrap_or_default();
                 for row in cells(batch, field)? {
@@ -201,17 +215,7 @@ impl<'a> Sink<'a> {
                 writer,
                 header,
                 rows,
-                rows_left_out,
-            } => {
-                writeln!(writer, "{}", crate::render::grid(&header, &rows, false))?;
-                if rows_left_out > 0 {
-                    writer.flush()?;
-                    writeln!(
-                        io::stderr(),
-                        "{rows_left_out} more rows\nhint: --format csv, json or parquet writes all"
-                    )?;
-                }
-            }
+            } => writeln!(writer, "{}", crate::render::grid(&header, &rows, false))?,
             Self::Csv(_) => {}
             Self::Json(mut writer) => {
                 writer.finish()?;

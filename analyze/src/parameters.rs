@@ -1,6 +1,8 @@
 //! What a user chooses about the metrics. It reaches SQL as rows of the tables
 //! `params`, `percentiles` and `slos`, never as text.
 
+use std::path::PathBuf;
+
 use arrow::array::RecordBatch;
 use arrow::datatypes::DataType;
 use arrow::error::ArrowError;
@@ -65,6 +67,9 @@ pub struct Parameters {
     pub saturated_lag_ms: f64,
     /// p99 of dispatch or read lag beyond which the numbers describe the client.
     pub invalid_lag_ms: f64,
+    /// Counts where nobody else did, for every recording; without one each
+    /// recording's own is taken, where its manifest names one that is still there.
+    pub tokenizer: Option<PathBuf>,
 }
 
 /// Percentiles of a report when none are asked for.
@@ -81,6 +86,7 @@ impl Default for Parameters {
             // Reasons in sql/3_summary/verdict.sql.
             saturated_lag_ms: 10.0,
             invalid_lag_ms: 100.0,
+            tokenizer: None,
         }
     }
 }

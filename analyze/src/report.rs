@@ -23,6 +23,8 @@ pub struct ReportOptions {
     /// Percentiles in 0..=100; the default list when `None`.
     pub percentiles: Option<Vec<f64>>,
     pub slos: Vec<Slo>,
+    /// As in [`Parameters`].
+    pub tokenizer: Option<PathBuf>,
 }
 
 impl ReportOptions {
@@ -33,6 +35,7 @@ impl ReportOptions {
             warmup_ms: self.warmup_ms,
             percentiles: percentiles.unwrap_or_else(|| DEFAULT_PERCENTILES.to_vec()),
             slos: self.slos.clone(),
+            tokenizer: self.tokenizer.clone(),
             ..Parameters::default()
         }
     }
@@ -162,20 +165,6 @@ impl Report {
         verdicts.max().unwrap_or(Verdict::Ok)
     }
 
-    /// Counts over all recordings.
-    #[must_use]
-    pub fn counts(&self) -> Counts {
-        let mut total = Counts::default();
-        for counts in self.recordings.iter().map(|r| r.counts) {
-            total.requests += counts.requests;
-            total.succeeded += counts.succeeded;
-            total.failed += counts.failed;
-            total.unfinished += counts.unfinished;
-            total.dropped_events += counts.dropped_events;
-        }
-        total
-    }
-
     /// The report as JSON of version [`REPORT_VERSION`].
     #[must_use]
     pub fn to_json(&self) -> serde_json::Value {
@@ -206,7 +195,7 @@ impl Report {
 pub async fn report(paths: &[PathBuf], options: &ReportOptions) -> Result<Report, Error> {
     let recordings = session::open_all(paths)?;
     let parameters = options.parameters();
-    let session = Session::open_keeping(recordings, &parameters, &SMALL_VIEWS).await?;
+    let session = Session::open_derived(recordings, &parameters, &SMALL_VIEWS).await?;
     let mut facts = Facts::query(&session).await?;
     let recordings = session.recordings();
     Ok(Report {

@@ -20,17 +20,20 @@ use datafusion::datasource::listing::{
 use datafusion::error::DataFusionError;
 use datafusion::execution::context::SQLOptions;
 use datafusion::physical_plan::collect_partitioned;
-use datafusion::prelude::{DataFrame, SessionConfig, SessionContext};
+use datafusion::prelude::{DataFrame, SessionConfig, SessionContext, col};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tapedeck_recording::footer::Footer;
 use tapedeck_recording::reader::ReadError;
 use tapedeck_recording::schema::{RECORDING_ID, map_type};
 use tapedeck_recording::{Recording, Table};
+use tapedeck_tokens::TokenizerError;
 
+use crate::check::chain;
+use crate::derived;
+use crate::functions::{self, Tokenizers};
 use crate::models;
 use crate::parameters::{Parameters, Slo, UnknownMetric};
-use crate::payload;
 use crate::rows;
 
 /// Recordings that cannot be analyzed, or a question that cannot be answered.
@@ -45,6 +48,8 @@ pub enum Error {
     Twice { first: PathBuf, second: PathBuf },
     #[error(transparent)]
     UnknownMetric(#[from] UnknownMetric),
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
     #[error("{} cannot be given to the query engine as a file", path.display())]
     Path { path: PathBuf },
     #[error("view {view} cannot be read: {}", explain(cause))]
@@ -61,8 +66,9 @@ pub(crate) fn explain(error: &DataFusionError) -> String {
     let text = match error.find_root() {
         DataFusionError::SQL(error, _) => error.to_string(),
         DataFusionError::Plan(text)
-        | DataFusionError::Execution(text)
-        | DataFusionError::NotImplemented(text) => text.clone(),
+        | DataFusionError::NotImplemented(text)
+        | DataFusionError::Execution(text) => text.clone(),
+        DataFusionError::External(error) => chain(error.as_ref()),
         root => root.strip_backtrace(),
     };
     let text = text.replace("datafusion.public.", "");
@@ -79,8 +85,9 @@ pub(crate) fn explain(error: &DataFusionError) -> String {
 
 /// Views worth computing once when more than one question follows: none is
 /// larger than one row per request.
-pub const SMALL_VIEWS: [&str; 8] = [
+pub const SMALL_VIEWS: [&str; 9] = [
     "outcome",
+    "tokenized",
     "window",
     "request_latency",
     "concurrency",
@@ -155,12 +162,49 @@ impl Session {
         parameters: &Parameters,
         keep: &[&str],
     ) -> Result<Self, Error> {
+        Self::open_with(recordings, parameters, keep, None).await
+    }
+
+    /// As [`Self::open_keeping`], reading under `derived/` what was computed from
+    /// the chunks before and keeping there what was not.
+    ///
+    /// # Errors
+    /// As [`Self::open_keeping`]; that nothing can be kept is none.
+    pub async fn open_derived(
+        recordings: Vec<Recording>,
+        parameters: &Parameters,
+        keep: &[&str],
+    ) -> Result<Self, Error> {
+        let derived = derived::files(&recordings).await;
+        Self::open_with(recordings, parameters, keep, derived).await
+    }
+
+    /// `derived` are the files in place of view [`derived::READ_MODEL`].
+    async fn open_with(
+        recordings: Vec<Recording>,
+        parameters: &Parameters,
+        keep: &[&str],
+        derived: Option<Vec<PathBuf>>,
+    ) -> Result<Self, Error> {
         parameters.slos.iter().try_for_each(Slo::check)?;
         let session = Self::open_tables(recordings, parameters)?;
         for model in models::views() {
-            session
-                .create_view(model, keep.contains(&model.name))
-                .await?;
+            let keep = keep.contains(&model.name);
+            match &derived {
+                Some(files) if model.name == derived::READ_MODEL => {
+                    session.register_derived(model, files).await?;
+                }
+                _ => session.create_view(model, keep).await?,
+            }
+        }
+        Ok(session)
+    }
+
+    /// Opens `recording` with the views `names` only.
+    pub(crate) async fn open_views(recording: Recording, names: &[&str]) -> Result<Self, Error> {
+        let session = Self::open_tables(vec![recording], &Parameters::default())?;
+        for model in models::views().iter().filter(|m| names.contains(&m.name)) {
+            session.create_view(model, false).await?;
         }
         Ok(session)
     }
@@ -177,11 +221,11 @@ impl Session {
             ),
             recordings,
         };
-        session.context.register_udf(payload::json_extract_string());
+        session.register_functions(parameters)?;
         for table in Table::ALL {
             session.register_recorded(table)?;
         }
-        session.register_recordings()?;
+        session.register_recordings(parameters)?;
         for (name, batch) in parameters.tables().map_err(arrow_error)? {
             session.register_batch(name, batch)?;
         }
@@ -241,25 +285,61 @@ impl Session {
         if urls.is_empty() {
             return self.register(table.name(), Arc::new(memory));
         }
-        let format = Arc::new(ParquetFormat::default());
-        let config = ListingTableConfig::new_with_multi_paths(urls)
-            .with_listing_options(ListingOptions::new(format))
-            .with_schema(table.schema());
-        let sealed = ListingTable::try_new(config).map_err(Error::Query)?;
+        let sealed = parquet_files(urls, table.schema())?;
         if !has_unsealed {
-            return self.register(table.name(), Arc::new(sealed));
+            return self.register(table.name(), sealed);
         }
         let read = |rows: Arc<dyn TableProvider>| self.context.read_table(rows);
-        let both = read(Arc::new(sealed))
+        let both = read(sealed)
             .and_then(|sealed| sealed.union(read(Arc::new(memory))?))
             .map_err(Error::Query)?;
         self.register(table.name(), both.into_view())
     }
 
-    fn register_recordings(&self) -> Result<(), Error> {
-        let rows: Vec<RecordingRow<'_>> = self.recordings.iter().map(RecordingRow::of).collect();
+    /// A tokenizer that was asked for is loaded at once: what is wrong with it is
+    /// said before any query runs.
+    fn register_functions(&self, parameters: &Parameters) -> Result<(), Error> {
+        let tokenizers = Arc::new(Tokenizers::default());
+        if let Some(path) = &parameters.tokenizer {
+            tokenizers.get(path)?;
+        }
+        for function in functions::all(tokenizers, parameters.tokenizer.clone()) {
+            self.context.register_udf(function);
+        }
+        Ok(())
+    }
+
+    fn register_recordings(&self, parameters: &Parameters) -> Result<(), Error> {
+        let chosen = parameters.tokenizer.as_deref();
+        let row = |recording| RecordingRow::of(recording, chosen);
+        let rows: Vec<RecordingRow<'_>> = self.recordings.iter().map(row).collect();
         let batch = rows::to_batch(&recordings_schema(), &rows).map_err(arrow_error)?;
         self.register_batch("recordings", batch)
+    }
+
+    /// Files in place of the view that made them; the view says the columns.
+    async fn register_derived(
+        &self,
+        model: &'static models::Model,
+        files: &[PathBuf],
+    ) -> Result<(), Error> {
+        self.create_view(model, false).await?;
+        let view = self.context.table(model.name).await.map_err(Error::Query)?;
+        let schema = Arc::new(view.schema().as_arrow().clone());
+        self.context
+            .deregister_table(model.name)
+            .map_err(Error::Query)?;
+        let urls = files.iter().map(|path| file_url(path));
+        let files = parquet_files(urls.collect::<Result<_, _>>()?, schema)?;
+        self.register(model.name, files)
+    }
+
+    async fn has_tokenizer(&self) -> Result<bool, Error> {
+        let recordings = self.context.table("recordings").await;
+        let named = recordings
+            .and_then(|all| all.filter(col("tokenizer").is_not_null()))
+            .map_err(Error::Query)?;
+        Ok(named.count().await.map_err(Error::Query)? > 0)
     }
 
     async fn create_view(&self, model: &'static models::Model, keep: bool) -> Result<(), Error> {
@@ -268,7 +348,9 @@ impl Session {
             cause,
         };
         self.context.sql(model.sql).await.map_err(view_error)?;
-        if !keep {
+        // Without a tokenizer nothing is tokenized, and no payload need be read.
+        let is_empty = model.name == "tokenized" && !self.has_tokenizer().await?;
+        if !keep && !is_empty {
             return Ok(());
         }
         let name = format!("\"{}\"", model.name);
@@ -277,6 +359,11 @@ impl Session {
             .table(name.as_str())
             .await
             .map_err(view_error)?;
+        let view = if is_empty {
+            view.limit(0, Some(0)).map_err(view_error)?
+        } else {
+            view
+        };
         let task = Arc::new(view.task_ctx());
         let plan = view.create_physical_plan().await.map_err(view_error)?;
         // The physical schema: it knows better than the logical one what is never NULL.
@@ -327,6 +414,19 @@ pub async fn matching_requests(paths: &[PathBuf], condition: &str) -> Result<BTr
     Ok(rows.into_iter().map(|row| row.request_id).collect())
 }
 
+/// Files as one table, read by DataFusion's own Parquet source.
+fn parquet_files(
+    urls: Vec<ListingTableUrl>,
+    schema: SchemaRef,
+) -> Result<Arc<dyn TableProvider>, Error> {
+    let format = Arc::new(ParquetFormat::default());
+    let config = ListingTableConfig::new_with_multi_paths(urls)
+        .with_listing_options(ListingOptions::new(format))
+        .with_schema(schema);
+    let provider = ListingTable::try_new(config).map_err(Error::Query)?;
+    Ok(Arc::new(provider))
+}
+
 /// A path as a URL: a bare path would be searched for glob characters.
 fn file_url(path: &Path) -> Result<ListingTableUrl, Error> {
     let path_error = || Error::Path {
@@ -368,6 +468,7 @@ fn recordings_schema() -> SchemaRef {
         ("timestamp_source", DataType::Utf8),
         ("open_loop", DataType::Boolean),
         ("waits_for_slots", DataType::Boolean),
+        ("tokenizer", DataType::Utf8),
         ("settings", DataType::Utf8),
     ])
 }
@@ -398,6 +499,8 @@ struct RecordingRow<'a> {
     /// Arrivals had a schedule and a cap on requests in flight: waiting for a
     /// slot is part of such a load, not lateness of the client.
     waits_for_slots: bool,
+    /// Path of what counts tokens where nobody else did.
+    tokenizer: Option<String>,
     /// JSON.
     settings: String,
 }
@@ -413,8 +516,21 @@ fn is_open_loop(settings: &serde_json::Value) -> bool {
         || settings.get("mode") == Some(&"open".into())
 }
 
+/// The tokenizer that was chosen, else the one that the manifest names if it is
+/// still the same file.
+fn tokenizer(recording: &Recording, chosen: Option<&Path>) -> Option<String> {
+    if let Some(path) = chosen {
+        return Some(path.display().to_string());
+    }
+    let named = recording.manifest.settings.get("tokenizer")?;
+    let path = named.get("path")?.as_str()?;
+    let hash = named.get("content_hash")?.as_str()?;
+    let found = tapedeck_tokens::content_hash(Path::new(path)).ok()?;
+    (found == hash).then(|| path.to_owned())
+}
+
 impl<'a> RecordingRow<'a> {
-    fn of(recording: &'a Recording) -> Self {
+    fn of(recording: &'a Recording, chosen: Option<&Path>) -> Self {
         let manifest = &recording.manifest;
         let segments = manifest.segments.iter();
         let missing = segments.filter(|s| !recording.dir.join(&s.file).is_file());
@@ -439,6 +555,7 @@ impl<'a> RecordingRow<'a> {
             open_loop: is_open_loop(&manifest.settings),
             waits_for_slots: is_open_loop(&manifest.settings)
                 && is_set(&manifest.settings, "parallel"),
+            tokenizer: tokenizer(recording, chosen),
             settings: manifest.settings.to_string(),
         }
     }

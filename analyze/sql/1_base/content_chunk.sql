@@ -9,6 +9,8 @@
 --   t_ns          BIGINT  ns  -  Arrival, since the recording started.
 --   kind          TEXT    -   -  reasoning, content or tool.
 --   tokens        INT     -   -  Tokens of the chunk where the stream says so.
+--   itl_ns        BIGINT  ns  lower  Gap to the content-bearing chunk of the same choice before; NULL for the first.
+--   same_read     BOOLEAN -   -  Both came in one read: the gap says nothing about the server. NULL for the first.
 CREATE VIEW content_chunk AS
 -- The one definition of "the server has begun to answer": a role, a usage or an
 -- empty delta is not content.
@@ -21,11 +23,17 @@ SELECT
   c.choice_index,
   c.t_ns,
   c.kind,
-  c.tokens
+  c.tokens,
+  c.t_ns - lag(c.t_ns) OVER choice AS itl_ns,
+  c.read_index = lag(c.read_index) OVER choice AS same_read
 FROM chunks AS c
 JOIN requests AS r
   ON r.recording_id = c.recording_id
   AND r.request_id = c.request_id
   AND r.attempt = c.attempt
 WHERE c.kind IN ('reasoning', 'content', 'tool')
-  AND r.phase = 'measure';
+  AND r.phase = 'measure'
+WINDOW choice AS (
+  PARTITION BY c.recording_id, c.request_id, c.attempt, c.choice_index
+  ORDER BY c.chunk_index
+);

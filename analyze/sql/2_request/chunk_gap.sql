@@ -9,23 +9,6 @@
 --   itl_ms        DOUBLE   ms  lower  Gap between the two arrivals.
 --   same_read     BOOLEAN  -   -      Both came in one read: the gap says nothing about the server.
 CREATE VIEW chunk_gap AS
-WITH paired AS (
-  SELECT
-    recording_id,
-    request_id,
-    attempt,
-    choice_index,
-    chunk_index,
-    t_ns,
-    read_index,
-    lag(t_ns) OVER choice AS previous_t_ns,
-    lag(read_index) OVER choice AS previous_read_index
-  FROM content_chunk
-  WINDOW choice AS (
-    PARTITION BY recording_id, request_id, attempt, choice_index
-    ORDER BY chunk_index
-  )
-)
 SELECT
   recording_id,
   request_id,
@@ -33,7 +16,7 @@ SELECT
   choice_index,
   chunk_index,
   t_ns,
-  (t_ns - previous_t_ns) / 1e6 AS itl_ms,
-  read_index = previous_read_index AS same_read
-FROM paired
-WHERE previous_t_ns IS NOT NULL;
+  itl_ns / 1e6 AS itl_ms,
+  same_read
+FROM content_chunk
+WHERE itl_ns IS NOT NULL;

@@ -1,5 +1,5 @@
 -- request_latency: one row per measured request, whatever its outcome; summaries take those with outcome ok.
--- Reads: requests, responses, chunks, outcome, content_chunk.
+-- Reads: requests, responses, outcome, tokenized, chunk_stream.
 --   recording_id          TEXT    -         -       Key.
 --   request_id            BIGINT  -         -       Key.
 --   attempt               INT     -         -       The last attempt.
@@ -14,40 +14,17 @@
 --   e2el_scheduled_ms     DOUBLE  ms        lower   The same end minus scheduled.
 --   queue_delay_ms        DOUBLE  ms        lower   Sent minus scheduled.
 --   stream_end_ms         DOUBLE  ms        lower   End of the response minus sent.
---   input_tokens          BIGINT  tokens    -       From usage, else as counted when the request was made.
---   input_tokens_source   TEXT    -         -       Where input_tokens comes from.
---   output_tokens         BIGINT  tokens    -       From usage, else the sum of the chunks' tokens; never the chunk count.
---   output_tokens_source  TEXT    -         -       Where output_tokens comes from.
+--   input_tokens          BIGINT  tokens    -       From usage, else as counted when the request was made, else the tokenizer's.
+--   input_tokens_source   TEXT    -         -       Where input_tokens comes from: usage, what the request says, or tokenizer.
+--   output_tokens         BIGINT  tokens    -       From usage, else the sum of the chunks' tokens, else the tokenizer's; never the chunk count.
+--   output_tokens_source  TEXT    -         -       Where output_tokens comes from: usage, stream (token ids or logprobs), or tokenizer.
 --   output_tokens_per_s   DOUBLE  tokens/s  higher  Output tokens over E2EL.
 --   total_tokens_per_s    DOUBLE  tokens/s  higher  Input and output tokens over E2EL.
 --   chunks_per_request    BIGINT  chunks    -       Chunks of all kinds. NULL when the answer was not streamed.
 --   content_chunks        BIGINT  chunks    -       Content-bearing chunks. NULL when there are none.
 --   content_reads         BIGINT  reads     -       Reads that brought at least one of them.
 CREATE VIEW request_latency AS
-WITH
-stream AS (
-  SELECT
-    recording_id,
-    request_id,
-    attempt,
-    min(t_ns) AS t_first_ns,
-    min(CASE WHEN kind <> 'reasoning' THEN t_ns END) AS t_first_output_ns,
-    max(t_ns) AS t_last_ns,
-    first_value(tokens ORDER BY chunk_index) AS first_chunk_tokens,
-    count(*) AS content_chunks,
-    count(tokens) AS counted_chunks,
-    count(DISTINCT read_index) AS content_reads
-  FROM content_chunk
-  GROUP BY recording_id, request_id, attempt
-),
--- Tokens can ride on chunks without text, so this reads all kinds.
-streamed_tokens AS (
-  SELECT recording_id, request_id, attempt, sum(tokens) AS tokens
-  FROM chunks
-  WHERE tokens IS NOT NULL
-  GROUP BY recording_id, request_id, attempt
-),
-facts AS (
+WITH facts AS (
   SELECT
     o.recording_id,
     o.request_id,
@@ -66,19 +43,25 @@ facts AS (
       WHEN o.chunk_count = 0 THEN o.t_end_ns
       ELSE s.t_last_ns
     END AS t_done_ns,
-    CAST(coalesce(p.input_tokens, r.input_tokens) AS BIGINT) AS input_tokens,
+    coalesce(
+      CAST(coalesce(p.input_tokens, r.input_tokens) AS BIGINT),
+      z.input_tokens
+    ) AS input_tokens,
     CASE
       WHEN p.input_tokens IS NOT NULL THEN coalesce(p.usage_source, 'usage')
       WHEN r.input_tokens IS NOT NULL THEN r.input_tokens_source
+      WHEN z.input_tokens IS NOT NULL THEN 'tokenizer'
     END AS input_tokens_source,
     -- A sum over chunks some of which were not counted would be too small.
-    CAST(coalesce(
-      p.output_tokens,
-      CASE WHEN s.counted_chunks = s.content_chunks THEN k.tokens END
-    ) AS BIGINT) AS output_tokens,
+    coalesce(
+      CAST(p.output_tokens AS BIGINT),
+      CASE WHEN s.counted_chunks = s.content_chunks THEN s.tokens END,
+      z.output_tokens
+    ) AS output_tokens,
     CASE
       WHEN p.output_tokens IS NOT NULL THEN coalesce(p.usage_source, 'usage')
-      WHEN s.counted_chunks = s.content_chunks THEN 'chunks'
+      WHEN s.counted_chunks = s.content_chunks THEN 'stream'
+      WHEN z.output_tokens IS NOT NULL THEN 'tokenizer'
     END AS output_tokens_source,
     coalesce(s.first_chunk_tokens, 1) AS first_chunk_tokens,
     CAST(nullif(o.chunk_count, 0) AS BIGINT) AS chunks_per_request,
@@ -93,14 +76,14 @@ facts AS (
     ON p.recording_id = o.recording_id
     AND p.request_id = o.request_id
     AND p.attempt = o.attempt
-  LEFT JOIN stream AS s
+  LEFT JOIN chunk_stream AS s
     ON s.recording_id = o.recording_id
     AND s.request_id = o.request_id
     AND s.attempt = o.attempt
-  LEFT JOIN streamed_tokens AS k
-    ON k.recording_id = o.recording_id
-    AND k.request_id = o.request_id
-    AND k.attempt = o.attempt
+  LEFT JOIN tokenized AS z
+    ON z.recording_id = o.recording_id
+    AND z.request_id = o.request_id
+    AND z.attempt = o.attempt
   WHERE o.measured
 )
 SELECT

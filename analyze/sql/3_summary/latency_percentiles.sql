@@ -1,5 +1,5 @@
 -- latency_percentiles: one row per recording, metric and stat, over measured requests with outcome ok.
--- Reads: percentiles, metric, request_latency, request_metric, chunk_gap.
+-- Reads: percentiles, metric, request_latency, request_metric, chunk_stream.
 --   recording_id  TEXT    -  -  Key.
 --   metric        TEXT    -  -  Key. As in view metric.
 --   stat          TEXT    -  -  Key. mean, std (population), min, max, and a row per row of table percentiles.
@@ -11,18 +11,22 @@ CREATE VIEW latency_percentiles AS
 -- sorted values, between neighbours by proportion. One sort serves all metrics
 -- and stats: mean and std ride along the same window, min and max are its ends.
 WITH
+gap AS (
+  SELECT s.recording_id, unnest(s.itl_ns) AS itl_ns
+  FROM chunk_stream AS s
+  JOIN request_latency AS r
+    ON r.recording_id = s.recording_id
+    AND r.request_id = s.request_id
+    AND r.attempt = s.attempt
+  WHERE r.outcome = 'ok'
+),
 sampled AS (
   SELECT recording_id, metric, value
   FROM request_metric
   WHERE value IS NOT NULL
   UNION ALL
-  SELECT g.recording_id, 'itl_ms' AS metric, g.itl_ms AS value
-  FROM chunk_gap AS g
-  JOIN request_latency AS r
-    ON r.recording_id = g.recording_id
-    AND r.request_id = g.request_id
-    AND r.attempt = g.attempt
-  WHERE r.outcome = 'ok'
+  SELECT recording_id, 'itl_ms' AS metric, itl_ns / 1e6 AS value
+  FROM gap
 ),
 ranked AS (
   SELECT

@@ -22,8 +22,9 @@ names AS (
       (7, 'process_timestamps'),
       (8, 'coalesced_chunks'),
       (9, 'uncounted_requests'),
-      (10, 'retried_requests'),
-      (11, 'reused_connections')
+      (10, 'token_sources'),
+      (11, 'retried_requests'),
+      (12, 'reused_connections')
   ) AS v
 ),
 connection AS (
@@ -68,6 +69,19 @@ stream AS (
   FROM request_latency
   GROUP BY recording_id
 ),
+token AS (
+  SELECT
+    recording_id,
+    count(*) FILTER (WHERE input_tokens_source = 'tokenizer') AS input_tokenizer,
+    count(input_tokens_source) AS input_all,
+    count(*) FILTER (WHERE output_tokens_source = 'stream') AS output_stream,
+    count(*) FILTER (WHERE output_tokens_source = 'tokenizer')
+      AS output_tokenizer,
+    count(output_tokens_source) AS output_all
+  FROM request_latency
+  WHERE outcome = 'ok'
+  GROUP BY recording_id
+),
 fact AS (
   SELECT
     g.recording_id,
@@ -88,6 +102,13 @@ fact AS (
     coalesce(m.truncated_events, 0) AS truncated_events,
     s.coalesced_share,
     t.uncounted,
+    k.input_tokenizer,
+    k.input_all,
+    k.output_stream,
+    k.output_tokenizer,
+    k.output_all,
+    coalesce(k.input_tokenizer + k.output_stream + k.output_tokenizer, 0)
+      AS not_usage,
     c.reused_share
   FROM recordings AS g
   LEFT JOIN verdict AS v ON v.recording_id = g.recording_id
@@ -96,6 +117,7 @@ fact AS (
   LEFT JOIN response AS p ON p.recording_id = g.recording_id
   LEFT JOIN mark AS m ON m.recording_id = g.recording_id
   LEFT JOIN stream AS s ON s.recording_id = g.recording_id
+  LEFT JOIN token AS k ON k.recording_id = g.recording_id
   LEFT JOIN connection AS c ON c.recording_id = g.recording_id
 )
 SELECT
@@ -134,6 +156,7 @@ SELECT
       END
     WHEN 'uncounted_requests' THEN
       CASE WHEN f.uncounted > 0 THEN 'warning' ELSE 'ok' END
+    WHEN 'token_sources' THEN CASE WHEN f.not_usage > 0 THEN 'info' ELSE 'ok' END
     WHEN 'retried_requests' THEN
       CASE WHEN f.retried > 0 THEN 'info' ELSE 'ok' END
     ELSE 'ok'
@@ -148,6 +171,8 @@ SELECT
       CAST(f.process_stamped AS DOUBLE) / nullif(f.stamped, 0)
     WHEN 'coalesced_chunks' THEN f.coalesced_share
     WHEN 'uncounted_requests' THEN CAST(f.uncounted AS DOUBLE)
+    WHEN 'token_sources' THEN
+      CAST(f.output_stream + f.output_tokenizer AS DOUBLE) / nullif(f.output_all, 0)
     WHEN 'retried_requests' THEN CAST(f.retried AS DOUBLE)
     WHEN 'reused_connections' THEN f.reused_share
   END AS value,
@@ -199,6 +224,15 @@ SELECT
       concat(
         f.uncounted,
         ' successful requests without a token count, missing in token throughput'
+      )
+    WHEN 'token_sources' THEN
+      concat(
+        'output tokens of ',
+        coalesce(f.output_all - f.output_stream - f.output_tokenizer, 0),
+        ' successful requests from usage, ', coalesce(f.output_stream, 0),
+        ' from the stream, ', coalesce(f.output_tokenizer, 0),
+        ' from the tokenizer; input tokens of ', coalesce(f.input_tokenizer, 0),
+        ' from the tokenizer, without the server''s template'
       )
     WHEN 'retried_requests' THEN
       concat(f.retried, ' requests sent more than once; the last attempt counts')

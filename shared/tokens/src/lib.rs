@@ -42,24 +42,15 @@ impl Tokenizer {
     /// # Errors
     /// When there is no such file or it is not a tokenizer.
     pub fn open(path: &Path) -> Result<Self, TokenizerError> {
-        let path = if path.is_dir() {
-            path.join(TOKENIZER_FILE)
-        } else {
-            path.to_owned()
-        };
-        let content = fs::read(&path).map_err(|source| TokenizerError::Read {
-            path: path.clone(),
-            source,
-        })?;
+        let (path, content) = read(path)?;
         let inner = HubTokenizer::from_bytes(&content).map_err(|e| TokenizerError::Parse {
             path: path.clone(),
             problem: e.to_string(),
         })?;
-        let content_hash = blake3::hash(&content).to_hex()[..32].to_owned();
         Ok(Self {
             inner: without_limits(inner),
             path,
-            content_hash,
+            content_hash: hash(&content),
         })
     }
 
@@ -128,6 +119,31 @@ impl Tokenizer {
     }
 }
 
+/// What [`Tokenizer::content_hash`] of `path` would be, without loading it.
+///
+/// # Errors
+/// When there is no such file.
+pub fn content_hash(path: &Path) -> Result<String, TokenizerError> {
+    read(path).map(|(_, content)| hash(&content))
+}
+
+/// The file that `path` is or holds, and its bytes.
+fn read(path: &Path) -> Result<(PathBuf, Vec<u8>), TokenizerError> {
+    let path = if path.is_dir() {
+        path.join(TOKENIZER_FILE)
+    } else {
+        path.to_owned()
+    };
+    match fs::read(&path) {
+        Ok(content) => Ok((path, content)),
+        Err(source) => Err(TokenizerError::Read { path, source }),
+    }
+}
+
+fn hash(content: &[u8]) -> String {
+    blake3::hash(content).to_hex()[..32].to_owned()
+}
+
 /// Files made for training carry a maximum length and padding; a counter that
 /// stops at 512 would be wrong without saying so.
 fn without_limits(mut tokenizer: HubTokenizer) -> HubTokenizer {
@@ -166,6 +182,7 @@ mod tests {
         let by_folder = Tokenizer::open(dir.path()).unwrap();
         let by_file = Tokenizer::open(&dir.path().join(TOKENIZER_FILE)).unwrap();
         assert_eq!(by_folder.content_hash(), by_file.content_hash());
+        assert_eq!(content_hash(dir.path()).unwrap(), by_file.content_hash());
         assert_eq!(by_folder.encode("be to be or").unwrap(), [2, 1, 2, 0]);
         assert_eq!(by_file.decode(&[1, 2]).unwrap(), "to be");
     }

@@ -12,10 +12,12 @@ use crate::words::ChunkKind;
 mod delta;
 mod document;
 mod envelope;
+mod said;
 mod values;
 
 use document::Facts;
 pub use envelope::Interpreter;
+pub use said::{input_text, output_text};
 
 word_enum! {
     /// Whose wire format an exchange speaks.

@@ -1,0 +1,242 @@
+//! SQL functions of ours: `output_text`, `input_text`, `token_count` and
+//! `json_extract_string`.
+//!
+//! Views that call one say `requires: tapedeck` in their header; all others are
+//! plain SQL.
+
+use std::hash::{Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arrow::array::{Array, ArrayRef, AsArray, Int64Array, StringArray};
+use arrow::compute::cast;
+use arrow::datatypes::DataType;
+use datafusion::common::plan_err;
+use datafusion::error::{DataFusionError, Result};
+use datafusion::logical_expr::{
+    ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, TypeSignature,
+    Volatility,
+};
+use tapedeck_tokens::{Tokenizer, TokenizerError};
+use tapedeck_wire::openai;
+
+use crate::payload;
+
+/// What each function is for, as `\d` and the completion of the shell have it.
+pub(crate) const FUNCTIONS: [(&str, &str); 4] = [
+    (
+        "output_text(data)",
+        "what the model wrote in a chunk or in an answer's body",
+    ),
+    (
+        "input_text(body)",
+        "the text of a request's messages or prompt",
+    ),
+    (
+        "token_count(text[, tokenizer])",
+        "tokens of a text; tokenizer is a path, else --tokenizer-path",
+    ),
+    (
+        "json_extract_string(data, pointer)",
+        "the value at a JSON pointer, as text; NULL where there is none",
+    ),
+];
+
+/// Tokenizers kept in memory; a large one takes some hundred MB.
+const MAX_TOKENIZERS: usize = 4;
+
+/// Tokenizers by path, each loaded once; beyond [`MAX_TOKENIZERS`] the one loaded
+/// first goes.
+#[derive(Debug, Default)]
+pub(crate) struct Tokenizers {
+    loaded: Mutex<Vec<(PathBuf, Arc<Tokenizer>)>>,
+}
+
+impl Tokenizers {
+    /// The tokenizer at `path`. Who asks while another loads it waits, so that no
+    /// file is read twice.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub(crate) fn get(&self, path: &Path) -> Result<Arc<Tokenizer>, TokenizerError> {
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, found)) = loaded.iter().find(|(known, _)| known == path) {
+            return Ok(Arc::clone(found));
+        }
+        let tokenizer = Arc::new(Tokenizer::open(path)?);
+        if loaded.len() == MAX_TOKENIZERS {
+            loaded.remove(0);
+        }
+        loaded.push((path.to_owned(), Arc::clone(&tokenizer)));
+        Ok(tokenizer)
+    }
+}
+
+/// All functions; `tokenizer` is that of `token_count` with one argument.
+pub(crate) fn all(tokenizers: Arc<Tokenizers>, tokenizer: Option<PathBuf>) -> Vec<ScalarUDF> {
+    vec![
+        payload::json_extract_string(),
+        PayloadText::function(Side::Output),
+        PayloadText::function(Side::Input),
+        ScalarUDF::new_from_impl(TokenCount {
+            signature: Signature::one_of(
+                vec![TypeSignature::Any(1), TypeSignature::Any(2)],
+                // A file may change between two queries.
+                Volatility::Stable,
+            ),
+            tokenizers,
+            tokenizer,
+        }),
+    ]
+}
+
+fn is_text(data_type: &DataType) -> bool {
+    use DataType::{Dictionary, LargeUtf8, Null, Utf8, Utf8View};
+    match data_type {
+        Utf8 | LargeUtf8 | Utf8View | Null => true,
+        Dictionary(_, value) => is_text(value),
+        _ => false,
+    }
+}
+
+fn is_bytes(data_type: &DataType) -> bool {
+    use DataType::{Binary, BinaryView, LargeBinary};
+    is_text(data_type) || matches!(data_type, Binary | LargeBinary | BinaryView)
+}
+
+/// `arg` as `rows` values of `data_type`.
+fn values(arg: &ColumnarValue, rows: usize, data_type: &DataType) -> Result<ArrayRef> {
+    Ok(cast(&arg.to_array(rows)?, data_type)?)
+}
+
+/// Whose text a payload has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Side {
+    Output,
+    Input,
+}
+
+/// A payload's bytes → the text in it.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct PayloadText {
+    side: Side,
+    signature: Signature,
+}
+
+impl PayloadText {
+    fn function(side: Side) -> ScalarUDF {
+        ScalarUDF::new_from_impl(Self {
+            side,
+            signature: Signature::any(1, Volatility::Immutable),
+        })
+    }
+}
+
+impl ScalarUDFImpl for PayloadText {
+    fn name(&self) -> &str {
+        match self.side {
+            Side::Output => "output_text",
+            Side::Input => "input_text",
+        }
+    }
+
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    fn return_type(&self, arguments: &[DataType]) -> Result<DataType> {
+        if !arguments.iter().all(is_bytes) {
+            return plan_err!("{} reads a payload: chunks.data, or a body", self.name());
+        }
+        Ok(DataType::Utf8)
+    }
+
+    fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
+        let payloads = values(&args.args[0], args.number_rows, &DataType::Binary)?;
+        let payloads = payloads.as_binary::<i32>().iter();
+        let texts = payloads.map(|payload| match self.side {
+            Side::Output => openai::output_text(payload?),
+            Side::Input => openai::input_text(payload?),
+        });
+        Ok(ColumnarValue::Array(Arc::new(
+            texts.collect::<StringArray>(),
+        )))
+    }
+}
+
+/// `token_count(text[, tokenizer])`: NULL where either is.
+#[derive(Debug)]
+struct TokenCount {
+    signature: Signature,
+    tokenizers: Arc<Tokenizers>,
+    tokenizer: Option<PathBuf>,
+}
+
+impl PartialEq for TokenCount {
+    fn eq(&self, other: &Self) -> bool {
+        self.tokenizer == other.tokenizer && Arc::ptr_eq(&self.tokenizers, &other.tokenizers)
+    }
+}
+
+impl Eq for TokenCount {}
+
+impl Hash for TokenCount {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.tokenizer.hash(state);
+    }
+}
+
+impl TokenCount {
+    fn count(&self, text: &str, path: &Path) -> Result<i64> {
+        let external = |error: TokenizerError| DataFusionError::External(error.into());
+        let tokenizer = self.tokenizers.get(path).map_err(external)?;
+        let tokens = tokenizer.count(text).map_err(external)?;
+        Ok(i64::try_from(tokens).unwrap_or(i64::MAX))
+    }
+}
+
+impl ScalarUDFImpl for TokenCount {
+    fn name(&self) -> &str {
+        "token_count"
+    }
+
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    fn return_type(&self, arguments: &[DataType]) -> Result<DataType> {
+        if !arguments.iter().all(is_text) {
+            return plan_err!(
+                "token_count counts text\nhint: output_text(data) is the text of a payload"
+            );
+        }
+        if arguments.len() == 1 && self.tokenizer.is_none() {
+            return plan_err!(
+                "token_count(text) has no tokenizer\n\
+                 hint: --tokenizer-path FILE, or token_count(text, 'FILE')"
+            );
+        }
+        Ok(DataType::Int64)
+    }
+
+    fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
+        let texts = values(&args.args[0], args.number_rows, &DataType::Utf8)?;
+        let paths = args
+            .args
+            .get(1)
+            .map(|paths| values(paths, args.number_rows, &DataType::Utf8));
+        let paths = paths.transpose()?;
+        let path = |row: usize| match &paths {
+            None => self.tokenizer.as_deref(),
+            Some(paths) if paths.is_null(row) => None,
+            Some(paths) => Some(Path::new(paths.as_string::<i32>().value(row))),
+        };
+        let texts = texts.as_string::<i32>().iter().enumerate();
+        let counts = texts.map(|(row, text)| match (text, path(row)) {
+            (Some(text), Some(path)) => self.count(text, path).map(Some),
+            _ => Ok(None),
+        });
+        let counts = counts.collect::<Result<Int64Array>>()?;
+        Ok(ColumnarValue::Array(Arc::new(counts)))
+    }
+}

@@ -1,0 +1,16 @@
+-- chunks: one row per stream event of a response.
+--   recording_id    TEXT    -       -  Key.
+--   request_id      BIGINT  -       -  Key.
+--   attempt         INT     -       -  Key.
+--   chunk_index     INT     -       -  Key. From 0 per attempt.
+--   read_index      INT     -       -  Chunks with the same number arrived in one read.
+--   choice_index    INT     -       -  Which of several answers; NULL where the API does not say.
+--   t_ns            BIGINT  ns      -  Arrival of the payload's last byte.
+--   t_seen_ns       BIGINT  ns      -  When this process got to it.
+--   t_forwarded_ns  BIGINT  ns      -  Proxy: when it was written on to the client.
+--   kind            TEXT    -       -  error, content, tool, reasoning, usage, role, done, comment or other.
+--   event           TEXT    -       -  SSE event field.
+--   event_id        TEXT    -       -  SSE id field.
+--   tokens          INT     tokens  -  From token ids or logprobs in the payload.
+--   bytes           BIGINT  bytes   -  True length of the payload.
+--   data            BYTES   -       -  The payload as it was framed: output_text(data) is its text.

@@ -1,0 +1,5 @@
+-- marks: one row per event of the recording itself: phases, clock anchors, losses, changes.
+--   recording_id  TEXT    -   -  Key.
+--   t_ns          BIGINT  ns  -  When.
+--   name          TEXT    -   -  phase_begin, phase_end, anchor, dropped, config, truncated_event, …
+--   detail        TEXT    -   -  JSON.

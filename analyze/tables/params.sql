@@ -1,0 +1,3 @@
+-- params: one row per value that a user chose.
+--   name   TEXT    -   -  warmup_ms, saturated_lag_ms or invalid_lag_ms.
+--   value  DOUBLE  ms  -  The value.

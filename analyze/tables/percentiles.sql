@@ -1,0 +1,3 @@
+-- percentiles: one row per percentile of latency_percentiles.
+--   stat  TEXT    -  -  Key. p50, p99.9, …
+--   p     DOUBLE  -  -  From 0 to 100.

@@ -1,0 +1,16 @@
+-- recordings: one row per recording that is open in this session.
+--   recording_id      TEXT     -       -  Key.
+--   path              TEXT     -       -  Its folder.
+--   name              TEXT     -       -  Name it was given.
+--   labels            MAP      -       -  Labels it was given: labels['engine'].
+--   state             TEXT     -       -  open, sealed or recovered.
+--   target            TEXT     -       -  What was asked.
+--   tool              TEXT     -       -  Program and version that wrote it.
+--   wall_clock_start  TEXT     -       -  t = 0 in RFC 3339, UTC.
+--   dropped_events    BIGINT   events  -  Events that the recorder had to drop.
+--   missing_segments  BIGINT   files   -  Files that the manifest lists and the disk does not have.
+--   timestamp_source  TEXT     -       -  kernel, process or mixed.
+--   open_loop         BOOLEAN  -       -  Arrivals had a schedule of their own.
+--   waits_for_slots   BOOLEAN  -       -  A schedule and a cap on requests in flight.
+--   tokenizer         TEXT     -       -  Path of what counts tokens where nobody else did.
+--   settings          TEXT     -       -  Every setting as it was resolved, JSON.

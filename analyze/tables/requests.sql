@@ -1,0 +1,34 @@
+-- requests: one row per attempt, written when its last byte is sent or it ends before that.
+--   recording_id         TEXT     -       -  Key.
+--   request_id           BIGINT   -       -  Key. From 0 in order of arrival.
+--   attempt              INT      -       -  Key. From 0.
+--   phase                TEXT     -       -  probe, warmup or measure.
+--   session_id           TEXT     -       -  Requests of one conversation share it.
+--   turn                 INT      -       -  Place in the conversation, from 0.
+--   parent_request_id    BIGINT   -       -  The request that this one follows.
+--   replay_of            BIGINT   -       -  request_id in the recording that is replayed.
+--   worker               TEXT     -       -  Who sent it, where several do.
+--   api                  TEXT     -       -  openai-chat, openai-completions, …
+--   method               TEXT     -       -  HTTP method.
+--   url_path             TEXT     -       -  Path of the URL.
+--   query                TEXT     -       -  Query of the URL, secrets masked.
+--   model                TEXT     -       -  Model asked for.
+--   stream               BOOLEAN  -       -  Whether a stream was asked for.
+--   t_scheduled_ns       BIGINT   ns      -  When it should leave; NULL where nothing scheduled it.
+--   t_dispatched_ns      BIGINT   ns      -  When a worker took it.
+--   t_received_ns        BIGINT   ns      -  Proxy: last byte of the client's request.
+--   t_connect_ns         BIGINT   ns      -  Connecting began; NULL on a connection used before.
+--   t_connected_ns       BIGINT   ns      -  TCP was there.
+--   t_tls_ns             BIGINT   ns      -  TLS was there.
+--   t_sent_ns            BIGINT   ns      -  Last byte of the request written.
+--   conn_id              BIGINT   -       -  Connection.
+--   conn_reused          BOOLEAN  -       -  Whether an earlier request went over it.
+--   headers              MAP      -       -  Request headers of the allow-list: headers['name'].
+--   body                 BYTES    -       -  Request body.
+--   body_bytes           BIGINT   bytes   -  Its true length.
+--   body_hash            TEXT     -       -  BLAKE3 of the body, 32 hex digits.
+--   input_tokens         INT      tokens  -  As counted when the request was made.
+--   input_tokens_source  TEXT     -       -  Who counted.
+--   max_output_tokens    INT      tokens  -  Limit that was asked for.
+--   block_size           INT      tokens  -  Size of a prefix block.
+--   block_runs           LIST     -       -  Ids of the prompt's prefix blocks, as runs.

@@ -1,0 +1,23 @@
+-- responses: one row per attempt, written however it ended.
+--   recording_id      TEXT    -       -  Key.
+--   request_id        BIGINT  -       -  Key.
+--   attempt           INT     -       -  Key.
+--   outcome           TEXT    -       -  ok, truncated, malformed, http_error, stream_error, timeout, connection_error, cancelled or imported.
+--   status            INT     -       -  HTTP status.
+--   headers           MAP     -       -  Response headers of the allow-list: headers['name'].
+--   trailers          MAP     -       -  The same after the body.
+--   t_headers_ns      BIGINT  ns      -  Headers were there.
+--   t_end_ns          BIGINT  ns      -  End of the response.
+--   t_client_end_ns   BIGINT  ns      -  Proxy: last byte to the client.
+--   timestamp_source  TEXT    -       -  kernel or process: who stamped arrivals.
+--   finish_reason     TEXT    -       -  As the server gave it.
+--   input_tokens      INT     tokens  -  From usage.
+--   output_tokens     INT     tokens  -  From usage.
+--   reasoning_tokens  INT     tokens  -  From usage; part of the output.
+--   cached_tokens     INT     tokens  -  From usage; part of the input.
+--   usage_source      TEXT    -       -  Where the counts come from.
+--   error             TEXT    -       -  What went wrong, in the recorder's or the server's words.
+--   body              BYTES   -       -  Answers that were not streamed, and error answers.
+--   body_bytes        BIGINT  bytes   -  True length of the whole answer, streamed or not.
+--   chunk_count       INT     chunks  -  Chunks of all kinds; 0 when not streamed.
+--   malformed_chunks  INT     chunks  -  Chunks that should parse and do not.

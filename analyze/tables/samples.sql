@@ -1,0 +1,7 @@
+-- samples: one row per sample of a time series of the client, a server or a GPU.
+--   recording_id  TEXT    -   -  Key.
+--   t_ns          BIGINT  ns  -  When it was taken.
+--   source        TEXT    -   -  client, server:<url> or gpu:<index>.
+--   name          TEXT    -   -  What was measured.
+--   labels        MAP     -   -  Further dimensions: labels['name'].
+--   value         DOUBLE  -   -  In the unit that its name says.

@@ -1,0 +1,4 @@
+-- slos: one row per objective of goodput.
+--   metric    TEXT    -  -  Column of request_latency.
+--   at_most   DOUBLE  -  -  Upper bound, in the metric's unit.
+--   at_least  DOUBLE  -  -  Lower bound, for metrics where higher is better.

@@ -1,0 +1,104 @@
+//! `derived/`: a report that starts from it says what it would say without.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::Path;
+
+use tapedeck_analyze::{Format, ReportOptions, report};
+use tapedeck_recording::manifest::{Manifest, State};
+use tapedeck_recording::{ChunkKind, EventBatch};
+
+use crate::support::recording::{self, MS, chunk, request, response};
+
+/// Enough chunks for a file to be worth it.
+const REQUESTS: i64 = 170;
+const CHUNKS: i32 = 100;
+const FILE: &str = "derived/chunk_stream.parquet";
+
+/// Gaps that differ, some requests of two choices and some that failed.
+fn events() -> EventBatch {
+    let mut events = EventBatch::default();
+    for id in 0..REQUESTS {
+        let t_sent_ns = id * 3 * MS;
+        events.requests.push(request(id, t_sent_ns));
+        let mut t_ns = t_sent_ns + 20 * MS + (id * 7919) % MS;
+        for index in 0..CHUNKS {
+            let mut row = chunk(id, index, ChunkKind::Content, t_ns);
+            row.choice_index = Some(if id % 5 == 0 { index % 2 } else { 0 });
+            row.tokens = (id % 3 == 0).then_some(1);
+            events.chunks.push(row, Some(b"x"));
+            t_ns += (i64::from(index) * 104_729 + id * 1_299_709) % (9 * MS);
+        }
+        let mut end = response(id, t_ns, CHUNKS, (id % 3 == 1).then_some(CHUNKS));
+        if id % 11 == 0 {
+            end.outcome = tapedeck_recording::Outcome::Truncated;
+        }
+        events.responses.push(end);
+    }
+    events
+}
+
+fn json(path: &Path) -> String {
+    let options = ReportOptions {
+        warmup_ms: 100.0,
+        ..ReportOptions::default()
+    };
+    let paths = [path.to_owned()];
+    let report = report(&paths, &options);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(report).unwrap().render(Format::Json)
+}
+
+fn edit_manifest(path: &Path, edit: impl FnOnce(&mut Manifest)) {
+    let mut manifest = Manifest::load(path).unwrap();
+    edit(&mut manifest);
+    manifest.store(path).unwrap();
+}
+
+#[test]
+fn a_report_is_the_same_with_and_without_what_was_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("r");
+    recording::write(&path, recording::manifest("r"), 1 << 15, [events()]);
+    let (folder, file) = (path.join("derived"), path.join(FILE));
+
+    // Where nothing can be kept the numbers come from the chunks.
+    fs::write(&folder, "in the way").unwrap();
+    let expected = json(&path);
+    assert!(expected.contains("\"itl_ms\""));
+    fs::remove_file(&folder).unwrap();
+
+    assert_eq!(json(&path), expected, "while it is made");
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(&folder), mode(&file)), (0o700, 0o600));
+    assert_eq!(
+        fs::read_dir(&folder).unwrap().count(),
+        1,
+        "nothing beside it"
+    );
+
+    let inode = fs::metadata(&file).unwrap().ino();
+    assert_eq!(json(&path), expected, "from the file");
+    assert_eq!(
+        fs::metadata(&file).unwrap().ino(),
+        inode,
+        "which was not made again"
+    );
+
+    // A file of other rows, with a key that fits them.
+    let other = dir.path().join("other");
+    let mut fewer = events();
+    fewer.responses.truncate(10);
+    recording::write(&other, recording::manifest("other"), 1 << 15, [fewer]);
+    assert_ne!(json(&other), expected);
+    fs::copy(other.join(FILE), &file).unwrap();
+    assert_eq!(json(&path), expected, "after a stale file");
+    fs::write(&file, "no parquet").unwrap();
+    assert_eq!(json(&path), expected, "after a broken file");
+
+    // A recording that still grows has none.
+    fs::remove_dir_all(&folder).unwrap();
+    edit_manifest(&path, |manifest| manifest.state = State::Open);
+    json(&path);
+    assert!(!folder.exists());
+}
