@@ -20,3 +20,4 @@ mod slo;
 mod support;
 mod tidy;
 mod tls;
+mod workloads;

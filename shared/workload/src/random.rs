@@ -86,10 +86,10 @@ struct Prefix {
 }
 
 impl Prefix {
-    fn followed_by(&self, text: &str) -> String {
+    fn followed_by(&self, text: &str, separator: &str) -> String {
         match (self.text.as_str(), text.trim()) {
             ("", text) => text.to_owned(),
-            (prefix, text) => format!("{prefix} {text}"),
+            (prefix, text) => format!("{prefix}{separator}{text}"),
         }
     }
 }
@@ -134,7 +134,9 @@ impl<'a> Maker<'a> {
         prefix: &Prefix,
         length: usize,
     ) -> Result<String, WorkloadError> {
-        for _ in 0..DRAWS {
+        for draw in 0..DRAWS {
+            // A space keeps words apart, but may cost a token of its own.
+            let separator = if draw % 2 == 0 { " " } else { "" };
             let mut tokens = Vec::new();
             for repair in 0..REPAIRS {
                 // Cutting a little more each time leads out of texts that grow
@@ -143,7 +145,8 @@ impl<'a> Maker<'a> {
                 while tokens.len() < length {
                     tokens.push(self.pool[rng.random_range(0..self.pool.len())]);
                 }
-                let text = prefix.followed_by(&self.tokenizer.decode(&tokens)?);
+                let text = self.tokenizer.decode(&tokens)?;
+                let text = prefix.followed_by(&text, separator);
                 let encoded = self.tokenizer.encode(&text)?;
                 let Some(own) = encoded.strip_prefix(&prefix.tokens[..]) else {
                     break;
