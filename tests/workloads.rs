@@ -312,6 +312,21 @@ fn openqa_is_read_in_order_again_and_again_within_the_limits() {
 }
 
 #[test]
+fn a_csv_table_is_a_data_set() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("t.csv");
+    fs::write(&path, "n,text\n1,\"a, b\"\n2,c\n").unwrap();
+    let out = dir.path().join("r");
+    let line = format!(
+        "--dataset table --prompt-column text --dataset-path {} --json",
+        path.display()
+    );
+    load(&line, &out).expect(0);
+    let sent: Vec<String> = opened(&out).1.iter().map(prompt).collect();
+    assert_eq!(sent, ["a, b", "c"]);
+}
+
+#[test]
 fn repetitions_are_recordings_of_their_own() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("sweep");

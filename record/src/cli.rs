@@ -58,8 +58,8 @@ pub struct WorkloadArgs {
     /// One prompt for every request; @FILE reads it from a file.
     #[arg(long, value_name = "TEXT|@FILE", conflicts_with = "dataset")]
     pub prompt: Option<String>,
-    /// Field of the data set's records that holds the prompt (openqa).
-    /// Default: question.
+    /// Column or field that holds the prompt (table, openqa). Default for openqa:
+    /// question.
     #[arg(long, value_name = "NAME")]
     pub prompt_column: Option<String>,
     /// The model's tokenizer.json, or a folder that holds one. Counts the input
@@ -123,13 +123,17 @@ pub enum Dataset {
     LineByLine,
     /// ShareGPT conversations (JSON array or lines): a seeded sample of first
     /// turns, the second turn's length as output limit, with the length filter of
-    /// Aphrodite's and vLLM's benchmarks.
+    /// Aphrodite's and vLLM's benchmarks. Without --tokenizer-path a token is
+    /// taken for 4 bytes of text.
     #[value(name = "sharegpt", alias = "share_gpt")]
     ShareGpt,
-    /// JSON records (lines or array) with the prompt in --prompt-column, in the
+    /// OpenQA: JSON records with the prompt in the field `question`, in the
     /// file's order.
     #[value(name = "openqa", alias = "open_qa")]
     OpenQa,
+    /// JSON records (lines or array), CSV or Parquet with the prompt in
+    /// --prompt-column, in the file's order.
+    Table,
     /// Random tokens, exact in number: --input-tokens, --tokenizer-path.
     Random,
 }
@@ -142,6 +146,7 @@ impl Dataset {
             Self::LineByLine => "line_by_line",
             Self::ShareGpt => "sharegpt",
             Self::OpenQa => "openqa",
+            Self::Table => "table",
             Self::Random => "random",
         }
     }
@@ -159,8 +164,9 @@ pub struct ShapeArgs {
     /// make a sweep.
     #[arg(long, alias = "max-concurrency", value_name = "N", num_args = 1.., value_parser = clap::value_parser!(u32).range(1..=MAX_PARALLEL))]
     pub parallel: Vec<u32>,
-    /// Requests to send; default: the data set's size, 100 for --prompt, no end
-    /// with --duration.
+    /// Requests to send; default: the data set's size (random: 1000), 100 for
+    /// --prompt, no end with --duration. A smaller data set is sent again and
+    /// again.
     #[arg(long, alias = "num-prompts", value_name = "N", num_args = 1.., value_parser = clap::value_parser!(u64).range(1..))]
     pub number: Vec<u64>,
     /// Arrivals per second, an open loop; -1 or inf sends all at once.

@@ -174,12 +174,14 @@ fn origin(workload: &WorkloadArgs) -> Result<(&'static str, dataset::Source)> {
     let origin = match named {
         Dataset::LineByLine => dataset::Source::LineByLine(file()?),
         Dataset::ShareGpt => dataset::Source::ShareGpt(file()?),
-        Dataset::OpenQa => dataset::Source::Column {
-            path: file()?,
-            column: (workload.prompt_column.as_deref())
-                .unwrap_or(OPENQA_COLUMN)
-                .to_owned(),
-        },
+        Dataset::OpenQa | Dataset::Table => {
+            let default = (named == Dataset::OpenQa).then(|| OPENQA_COLUMN.to_owned());
+            let column = workload.prompt_column.clone().or(default);
+            dataset::Source::Column {
+                path: file()?,
+                column: column.context("--dataset table needs --prompt-column NAME")?,
+            }
+        }
         Dataset::Random => dataset::Source::Random(random(&workload.random)?),
     };
     Ok((named.as_str(), origin))
@@ -220,8 +222,9 @@ fn refuse_strangers(workload: &WorkloadArgs, dataset: Option<Dataset>) -> Result
             );
         }
     }
-    if workload.prompt_column.is_some() && dataset != Some(Dataset::OpenQa) {
-        bail!("--prompt-column is for --dataset openqa");
+    let has_columns = matches!(dataset, Some(Dataset::OpenQa | Dataset::Table));
+    if workload.prompt_column.is_some() && !has_columns {
+        bail!("--prompt-column is for --dataset table and openqa");
     }
     Ok(())
 }
@@ -308,6 +311,7 @@ mod tests {
                 "--prompt-column",
             ),
             ("--dataset sharegpt", "--dataset-path"),
+            ("--dataset table --dataset-path f", "--prompt-column"),
             ("--dataset random --tokenizer-path t", "--input-tokens"),
         ] {
             let args = load(&format!("--url u {line}"));

@@ -78,10 +78,13 @@ fn tell(source: &Source) {
         );
     }
     if loaded.left_out.total() > 0 {
+        let (sent, records) = (loaded.prompts.len(), loaded.records);
+        let unused = match loaded.unused {
+            0 => String::new(),
+            n => format!(", {n} were not needed"),
+        };
         eprintln!(
-            "{} of {} records are sent; left out: {}",
-            loaded.prompts.len(),
-            loaded.records,
+            "{sent} of {records} records are sent{unused}; left out: {}",
             loaded.left_out
         );
     }
@@ -156,6 +159,7 @@ fn dataset_json(source: &Source) -> Value {
         "records": loaded.records,
         "prompts": loaded.prompts.len(),
         "left_out": left_out,
+        "unused": loaded.unused,
         "lost": loaded.lost,
         "tokens_counted_by": counted_by,
         "tokenizer": tokenizer,

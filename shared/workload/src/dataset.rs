@@ -18,7 +18,7 @@ pub enum Source {
     LineByLine(PathBuf),
     /// Conversations; the first two turns are prompt and completion.
     ShareGpt(PathBuf),
-    /// JSON records with the prompt in one column.
+    /// Records of JSON, CSV or Parquet with the prompt in one column.
     Column {
         path: PathBuf,
         column: String,
@@ -146,9 +146,11 @@ pub enum CountedBy {
 pub struct Loaded {
     /// In the order they are sent; never empty.
     pub prompts: Vec<Prompt>,
-    /// Records that were looked at: all, unless enough were found before.
+    /// Whole records of the file: sent, left out, or unused.
     pub records: u64,
     pub left_out: LeftOut,
+    /// Records nobody looked at, because enough prompts were found before.
+    pub unused: u64,
     /// What `--skip-bad` lost at the end of a broken file.
     pub lost: Option<String>,
     /// BLAKE3 of the file.
@@ -162,6 +164,7 @@ pub(crate) struct Gathered {
     pub(crate) prompts: Vec<Prompt>,
     pub(crate) records: u64,
     pub(crate) left_out: LeftOut,
+    pub(crate) unused: u64,
     pub(crate) lost: Option<String>,
     pub(crate) is_estimated: bool,
 }
@@ -190,6 +193,7 @@ pub fn load(spec: &DatasetSpec) -> Result<Loaded, WorkloadError> {
         prompts: gathered.prompts,
         records: gathered.records,
         left_out: gathered.left_out,
+        unused: gathered.unused,
         lost: gathered.lost,
         source_hash: spec.source.path().map(files::hash).transpose()?,
         counted_by,
@@ -263,7 +267,7 @@ mod not_built {
     }
 
     pub(super) fn column_of(_: &Path, _: &str, _: bool) -> Result<Gathered, WorkloadError> {
-        Err(WorkloadError::NotBuilt("--dataset openqa"))
+        Err(WorkloadError::NotBuilt("--dataset openqa (and table)"))
     }
 }
 

@@ -25,6 +25,18 @@ pub enum WorkloadError {
         offset: u64,
         problem: String,
     },
+    #[error("{} row {row}: {problem}\nhint: correct the row, or leave such rows out with --skip-bad", path.display())]
+    Row {
+        path: PathBuf,
+        row: u64,
+        problem: String,
+    },
+    #[error("{} gives no texts from column {column:?}: {problem}\nhint: --prompt-column names the column of the prompts", path.display())]
+    Table {
+        path: PathBuf,
+        column: String,
+        problem: String,
+    },
     #[error("{}: after {whole} whole records {problem}\nhint: --skip-bad takes the whole records and counts the loss", path.display())]
     Broken {
         path: PathBuf,

@@ -41,7 +41,7 @@ pub(crate) fn gather(
     gathered.is_estimated = tokenizer.is_none();
     pairs.shuffle(&mut StdRng::seed_from_u64(spec.seed));
     let limit = spec.limit.unwrap_or(usize::MAX);
-    let mut untouched = pairs.len() as u64;
+    gathered.unused = pairs.len() as u64;
     for some in pairs.chunks(COUNTED_AT_ONCE) {
         let prompt_tokens = count_all(tokenizer, some, |pair| &pair.prompt)?;
         let output_tokens = match spec.max_tokens {
@@ -52,7 +52,7 @@ pub(crate) fn gather(
             if gathered.prompts.len() >= limit {
                 break;
             }
-            untouched -= 1;
+            gathered.unused -= 1;
             match objection(pair, prompt, output, spec) {
                 Some(reason) => gathered.left_out.add(reason, 1),
                 None => gathered.prompts.push(Prompt {
@@ -66,7 +66,6 @@ pub(crate) fn gather(
             break;
         }
     }
-    gathered.records -= untouched;
     Ok(gathered)
 }
 
@@ -224,7 +223,7 @@ mod tests {
         assert_ne!(all.prompts, sample(2, None).prompts);
         let some = sample(1, Some(700));
         assert_eq!(some.prompts, all.prompts[..700]);
-        assert_eq!(some.records, 700);
+        assert_eq!((some.records, some.unused), (2_000, 1_300));
     }
 
     #[test]

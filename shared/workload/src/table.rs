@@ -1,6 +1,8 @@
-//! JSON records as rows of text columns, read by Polars.
+//! Records as rows of text columns, read by Polars: JSON in batches, CSV and
+//! Parquet whole but for the columns nobody asked for.
 
-use std::io::Cursor;
+use std::fs::File;
+use std::io::{BufRead, Cursor, Read};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -8,6 +10,7 @@ use polars::prelude::*;
 
 use crate::dataset::{Gathered, LeftOut, Reason};
 use crate::error::WorkloadError;
+use crate::files::open;
 use crate::prompts::{Item, Prompt};
 use crate::records::{Batch, Progress, Record, Records};
 
@@ -148,27 +151,115 @@ fn each<E>(
     Ok(())
 }
 
-/// Every record with the prompt in `column`, in the file's order.
+/// Every record of a file of JSON, CSV or Parquet with the prompt in `column`, in
+/// the file's order.
 pub(crate) fn gather(path: &Path, column: &str, skip_bad: bool) -> Result<Gathered, WorkloadError> {
+    match Format::of(path)? {
+        Format::Json => json(path, column, skip_bad),
+        Format::Csv => {
+            let mut bytes = Vec::new();
+            open(path)?
+                .read_to_end(&mut bytes)
+                .map_err(|source| WorkloadError::read(path, source))?;
+            let text = Schema::from_iter([Field::new(column.into(), DataType::String)]);
+            let frame = CsvReadOptions::default()
+                .with_columns(Some(Arc::new([column.into()])))
+                .with_schema_overwrite(Some(Arc::new(text)))
+                .into_reader_with_file_handle(Cursor::new(bytes))
+                .finish();
+            frame_rows(path, column, skip_bad, frame)
+        }
+        Format::Parquet => {
+            let file = File::open(path).map_err(|source| WorkloadError::read(path, source))?;
+            let frame = ParquetReader::new(file)
+                .with_columns(Some(vec![column.to_owned()]))
+                .finish();
+            frame_rows(path, column, skip_bad, frame)
+        }
+    }
+}
+
+enum Format {
+    Json,
+    Csv,
+    Parquet,
+}
+
+impl Format {
+    /// Parquet by its first bytes, CSV by its name, all else is JSON.
+    fn of(path: &Path) -> Result<Self, WorkloadError> {
+        let begins = open(path)?
+            .fill_buf()
+            .map(|bytes| bytes.starts_with(b"PAR1"))
+            .map_err(|source| WorkloadError::read(path, source))?;
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let name = name.to_lowercase();
+        Ok(match name.trim_end_matches(".gz") {
+            _ if begins => Self::Parquet,
+            name if name.ends_with(".csv") => Self::Csv,
+            _ => Self::Json,
+        })
+    }
+}
+
+fn json(path: &Path, column: &str, skip_bad: bool) -> Result<Gathered, WorkloadError> {
     let columns = Columns {
         schema: Schema::from_iter([Field::new(column.into(), DataType::String)]),
         texts: &[col(column)],
     };
     let mut prompts: Vec<Prompt> = Vec::new();
-    let tally = read(path, skip_bad, &columns, |row| match row[0] {
-        Some(text) if !text.trim().is_empty() => {
-            prompts.push(Item::Text(text.to_owned()).into());
-            Ok(())
-        }
-        _ => Err(format!("has no text in {column:?}")),
+    let tally = read(path, skip_bad, &columns, |row| {
+        prompts.push(prompt_of(row[0], column)?);
+        Ok(())
     })?;
     Ok(Gathered {
         prompts,
         records: tally.records,
         left_out: tally.left_out,
         lost: tally.lost,
-        is_estimated: false,
+        ..Gathered::default()
     })
+}
+
+fn prompt_of(text: Option<&str>, column: &str) -> Result<Prompt, String> {
+    match text {
+        Some(text) if !text.trim().is_empty() => Ok(Item::Text(text.to_owned()).into()),
+        _ => Err(format!("has no text in {column:?}")),
+    }
+}
+
+/// The prompts of a table that was read whole, but for its other columns.
+fn frame_rows(
+    path: &Path,
+    column: &str,
+    skip_bad: bool,
+    frame: PolarsResult<DataFrame>,
+) -> Result<Gathered, WorkloadError> {
+    let table = |e: PolarsError| WorkloadError::Table {
+        path: path.to_owned(),
+        column: column.to_owned(),
+        problem: first_line(&e.to_string()),
+    };
+    let frame = frame.map_err(table)?;
+    let texts = frame.column(column).and_then(|c| c.str()).map_err(table)?;
+    let mut gathered = Gathered {
+        records: texts.len() as u64,
+        ..Gathered::default()
+    };
+    for (row, text) in (1..).zip(texts.iter()) {
+        match prompt_of(text, column) {
+            Ok(prompt) => gathered.prompts.push(prompt),
+            Err(_) if skip_bad => gathered.left_out.add(Reason::Bad, 1),
+            Err(problem) => {
+                return Err(WorkloadError::Row {
+                    path: path.to_owned(),
+                    row,
+                    problem,
+                });
+            }
+        }
+    }
+    Ok(gathered)
 }
 
 #[cfg(test)]
@@ -237,5 +328,27 @@ mod tests {
         assert_eq!(texts(&gathered), ["x", "x"]);
         assert_eq!(gathered.left_out.total(), 5);
         assert_eq!(gathered.records, 7);
+    }
+
+    #[test]
+    fn csv_and_parquet_are_tables_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let csv = dir.path().join("q.csv");
+        std::fs::write(&csv, "id,q\n1,\"one, \"\"two\"\"\nlines\"\n2,3\n3,\n").unwrap();
+        let refused = gather(&csv, "q", false).unwrap_err().to_string();
+        assert!(refused.contains("q.csv row 3"), "{refused}");
+        let gathered = gather(&csv, "q", true).unwrap();
+        assert_eq!(texts(&gathered), ["one, \"two\"\nlines", "3"]);
+        assert_eq!((gathered.records, gathered.left_out.total()), (3, 1));
+
+        let parquet = dir.path().join("q");
+        let mut frame = df!("q" => ["a", "b"], "n" => [1, 2]).unwrap();
+        let file = File::create(&parquet).unwrap();
+        ParquetWriter::new(file).finish(&mut frame).unwrap();
+        assert_eq!(texts(&gather(&parquet, "q", false).unwrap()), ["a", "b"]);
+        for wrong in ["n", "none"] {
+            let refused = gather(&parquet, wrong, true).unwrap_err().to_string();
+            assert!(refused.contains(&format!("column {wrong:?}")), "{refused}");
+        }
     }
 }
