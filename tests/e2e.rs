@@ -23,3 +23,4 @@ mod support;
 mod tidy;
 mod tls;
 mod tokens;
+mod workloads;

@@ -25,7 +25,7 @@ fn arrows_between_the_layers_point_one_way() {
         ("shared/wire", &[]),
         ("shared/tokens", &[]),
         ("shared/recording", &["clock", "wire"]),
-        ("shared/workload", &["wire"]),
+        ("shared/workload", &["tokens", "wire"]),
         ("shared/simulator", &["clock"]),
         ("shared/live", &["clock", "recording", "wire"]),
         ("analyze", &["clock", "recording", "tokens", "wire"]),

@@ -60,12 +60,62 @@ pub struct WorkloadArgs {
     /// One prompt for every request; @FILE reads it from a file.
     #[arg(long, value_name = "TEXT|@FILE", conflicts_with = "dataset")]
     pub prompt: Option<String>,
-    /// Leave out lines of the data set that cannot be used, and count them.
+    /// Column or field that holds the prompt (table, openqa). Default for openqa:
+    /// question.
+    #[arg(long, value_name = "NAME")]
+    pub prompt_column: Option<String>,
+    /// The model's tokenizer.json, or a folder that holds one. Counts the input
+    /// tokens of every request, without those of a chat template.
+    #[arg(long, alias = "tokenizer", value_name = "PATH")]
+    pub tokenizer_path: Option<PathBuf>,
+    /// Leave out records of the data set that cannot be used, and count them.
     #[arg(long)]
     pub skip_bad: bool,
     /// Governs workload and schedule: equal seeds, equal requests.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
+    #[command(flatten)]
+    pub lengths: LengthArgs,
+    #[command(flatten)]
+    pub random: RandomArgs,
+}
+
+/// Limits are included.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Workload")]
+pub struct LengthArgs {
+    /// Leave out prompts of fewer characters.
+    #[arg(long, value_name = "N")]
+    pub min_prompt_chars: Option<u32>,
+    /// Leave out prompts of more characters.
+    #[arg(long, value_name = "N")]
+    pub max_prompt_chars: Option<u32>,
+    /// Leave out prompts of fewer tokens; needs --tokenizer-path.
+    #[arg(long, value_name = "N", requires = "tokenizer_path")]
+    pub min_prompt_tokens: Option<u32>,
+    /// Leave out prompts of more tokens; needs --tokenizer-path.
+    #[arg(long, value_name = "N", requires = "tokenizer_path")]
+    pub max_prompt_tokens: Option<u32>,
+}
+
+/// Longest random prompt, prefix or output, tokens.
+const MAX_RANDOM_TOKENS: i64 = 10_000_000;
+
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Random prompts")]
+pub struct RandomArgs {
+    /// Tokens of a random prompt: exact, as --tokenizer-path counts.
+    #[arg(long, alias = "random-input-len", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=MAX_RANDOM_TOKENS))]
+    pub input_tokens: Option<u32>,
+    /// Output limit of a random prompt; add --ignore-eos to have it reached.
+    #[arg(long, alias = "random-output-len", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=MAX_RANDOM_TOKENS))]
+    pub output_tokens: Option<u32>,
+    /// Draw both lengths from [N*(1-R), N*(1+R)], evenly; 0 to below 1.
+    #[arg(long, alias = "range-ratio", value_name = "R", value_parser = parse_range_ratio)]
+    pub random_range_ratio: Option<f64>,
+    /// Tokens that all random prompts begin with, on top of --input-tokens.
+    #[arg(long, alias = "random-prefix-len", value_name = "N", value_parser = clap::value_parser!(u32).range(0..=MAX_RANDOM_TOKENS))]
+    pub prefix_length: Option<u32>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -73,10 +123,41 @@ pub struct WorkloadArgs {
 pub enum Dataset {
     /// Each line a prompt: text, a JSON array of messages, or a whole JSON body.
     LineByLine,
+    /// ShareGPT conversations (JSON array or lines): a seeded sample of first
+    /// turns, the second turn's length as output limit, with the length filter of
+    /// Aphrodite's and vLLM's benchmarks. Without --tokenizer-path a token is
+    /// taken for 4 bytes of text.
+    #[value(name = "sharegpt", alias = "share_gpt")]
+    ShareGpt,
+    /// OpenQA: JSON records with the prompt in the field `question`, in the
+    /// file's order.
+    #[value(name = "openqa", alias = "open_qa")]
+    OpenQa,
+    /// JSON records (lines or array), CSV or Parquet with the prompt in
+    /// --prompt-column, in the file's order.
+    Table,
+    /// Random tokens, exact in number: --input-tokens, --tokenizer-path.
+    Random,
+}
+
+impl Dataset {
+    /// As typed, and as it stands in a manifest.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::LineByLine => "line_by_line",
+            Self::ShareGpt => "sharegpt",
+            Self::OpenQa => "openqa",
+            Self::Table => "table",
+            Self::Random => "random",
+        }
+    }
 }
 
 /// More requests in flight than one machine has ports for.
 const MAX_PARALLEL: i64 = 1_000_000;
+
+const MAX_REPEATS: i64 = 1_000;
 
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Load")]
@@ -85,8 +166,9 @@ pub struct ShapeArgs {
     /// make a sweep.
     #[arg(long, alias = "max-concurrency", value_name = "N", num_args = 1.., value_parser = clap::value_parser!(u32).range(1..=MAX_PARALLEL))]
     pub parallel: Vec<u32>,
-    /// Requests to send; default: the data set's size, 100 for --prompt, no end
-    /// with --duration.
+    /// Requests to send; default: the data set's size (random: 1000), 100 for
+    /// --prompt, no end with --duration. A smaller data set is sent again and
+    /// again.
     #[arg(long, alias = "num-prompts", value_name = "N", num_args = 1.., value_parser = clap::value_parser!(u64).range(1..))]
     pub number: Vec<u64>,
     /// Arrivals per second, an open loop; -1 or inf sends all at once.
@@ -99,6 +181,10 @@ pub struct ShapeArgs {
     /// Stop sending after this long (10s, 5m, 1h).
     #[arg(long, value_name = "D", value_parser = parse_duration)]
     pub duration: Option<Duration>,
+    /// Carry out every level this many times, all levels before any again; each
+    /// time is a recording of its own with the label `repeat`.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=MAX_REPEATS))]
+    pub repeat: u32,
     /// Send no probe request before the load.
     #[arg(long)]
     pub no_probe: bool,
@@ -147,6 +233,13 @@ fn parse_rate(text: &str) -> Result<f64, String> {
     }
 }
 
+fn parse_range_ratio(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(ratio) if (0.0..1.0).contains(&ratio) => Ok(ratio),
+        _ => Err("expected a number from 0 to below 1".to_owned()),
+    }
+}
+
 fn parse_burstiness(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(shape) if shape > 0.0 => Ok(shape),
@@ -184,5 +277,16 @@ mod tests {
         assert_eq!(args.shape.parallel, [2]);
         assert_eq!(args.shape.rate, [3.0]);
         assert_eq!(args.api, Api::OpenAiCompletions);
+        let line = "record load --url u --dataset-name random --tokenizer t \
+            --random-input-len 3 --random-output-len 4 --random-range-ratio 0.5 --random-prefix-len 6";
+        let cli = Cli::try_parse_from(line.split_whitespace()).unwrap();
+        let Command::Load(args) = cli.command else {
+            unreachable!()
+        };
+        let random = args.workload.random;
+        assert_eq!(random.input_tokens, Some(3));
+        assert_eq!(random.output_tokens, Some(4));
+        assert_eq!(random.random_range_ratio, Some(0.5));
+        assert_eq!(random.prefix_length, Some(6));
     }
 }

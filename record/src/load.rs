@@ -1,20 +1,22 @@
 //! `record load`: arrivals and prompts become a recording, then a report.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Result;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tapedeck_live::{Arrival, PreparedRequest, StopLevel};
 use tapedeck_recording::Phase;
 use tapedeck_recording::manifest::Workload;
 use tapedeck_run::ending::Ending;
 use tapedeck_run::harness::{Harness, Plan};
 use tapedeck_run::manifest::{Described, timeouts_json};
-use tapedeck_run::output::{self, content_hash};
+use tapedeck_run::output::{self, Outcome, content_hash};
 use tapedeck_run::requests::{RequestBuilder, body_json, body_options, timeouts};
 use tapedeck_run::server::Server;
 use tapedeck_workload::BodyOptions;
+use tapedeck_workload::dataset::{self, CountedBy};
 
 use crate::cli::LoadArgs;
 use crate::config::{self, Level, Source};
@@ -28,12 +30,7 @@ const COMMAND: &str = "load";
 /// When the load cannot be set up, the probe fails, or the disk does.
 pub fn run(args: &LoadArgs) -> Result<Ending> {
     let source = config::source(args)?;
-    if source.skipped_lines > 0 {
-        eprintln!(
-            "left out {} lines that cannot be used",
-            source.skipped_lines
-        );
-    }
+    tell(&source);
     let levels = config::levels(&args.shape, source.default_number)?;
     let root = output::root(&args.output, COMMAND)?;
     let server = Server::reach(&args.target, args.api)?;
@@ -45,7 +42,7 @@ pub fn run(args: &LoadArgs) -> Result<Ending> {
     };
     let harness = Harness::new(&server, &args.connection, &args.output)?;
     let mut done = Vec::new();
-    for (level, dir) in levels.iter().zip(folders(root, &levels)) {
+    for (level, dir) in levels.iter().zip(folders(&root, &levels)) {
         if harness.stop.level() != StopLevel::Run {
             break;
         }
@@ -54,24 +51,52 @@ pub fn run(args: &LoadArgs) -> Result<Ending> {
             Ok(outcome) => done.push(outcome),
             Err(error) => {
                 // The levels before it are whole: they are reported all the same.
-                output::finish(&args.output, &done)?;
+                finish(args, done)?;
                 return Err(error);
             }
         }
     }
     harness.stop.finish();
+    finish(args, done)
+}
+
+/// Repetitions stand beside each other in the report, in whatever order they ran.
+fn finish(args: &LoadArgs, mut done: Vec<Outcome>) -> Result<Ending> {
+    done.sort_by(|a, b| a.path.cmp(&b.path));
     output::finish(&args.output, &done)
 }
 
-/// The folder of each level's recording: `root` itself where there is one level.
-fn folders(root: PathBuf, levels: &[Level]) -> Vec<PathBuf> {
-    if levels.len() == 1 {
-        return vec![root];
+/// What to know about the prompts before they are sent.
+fn tell(source: &Source) {
+    let loaded = &source.loaded;
+    if let (Some(lost), Some(path)) = (&loaded.lost, source.spec.source.path()) {
+        eprintln!("warning: {}: {lost}; the rest is lost", path.display());
     }
-    let numbered = levels.iter().enumerate();
-    numbered
-        .map(|(index, level)| root.join(format!("{index:03}-{}", level.folder())))
-        .collect()
+    if loaded.counted_by == CountedBy::Estimate {
+        eprintln!(
+            "warning: tokens are estimated from the length of the text (UTF-8 bytes / 4): the length filter and the output limits are approximate\nhint: --tokenizer-path counts as the model does"
+        );
+    }
+    if loaded.left_out.total() > 0 {
+        let (sent, records) = (loaded.prompts.len(), loaded.records);
+        let unused = match loaded.unused {
+            0 => String::new(),
+            n => format!(", {n} were not needed"),
+        };
+        eprintln!(
+            "{sent} of {records} records are sent{unused}; left out: {}",
+            loaded.left_out
+        );
+    }
+}
+
+/// The folder of each level's recording: `root` itself where there is one level.
+fn folders(root: &Path, levels: &[Level]) -> Vec<PathBuf> {
+    if levels.len() == 1 {
+        return vec![root.to_owned()];
+    }
+    let folder = |level: &Level| root.join(level.folder());
+    levels.iter().map(folder).collect()
 }
 
 /// Every distinct request of the data set, built before the run. Without
@@ -82,21 +107,69 @@ fn requests(
     server: &Server,
 ) -> Result<Vec<Arc<PreparedRequest>>> {
     let builder = RequestBuilder::new(&server.url, &server.target.host, &args.target, args.api)?;
-    let build_all = |model: Option<String>| -> Result<Vec<PreparedRequest>> {
-        let options = body_options(&args.body, model)?;
-        let items = source.items.iter();
-        Ok(items.map(|item| builder.request(item, &options)).collect())
-    };
-    let mut requests = build_all(args.target.model.clone())?;
+    let prompts = &source.loaded.prompts;
+    let options = body_options(&args.body, args.target.model.clone())?;
+    let mut requests: Vec<PreparedRequest> = prompts
+        .iter()
+        .map(|prompt| builder.request(prompt, &options))
+        .collect();
     if requests.iter().any(|r| r.model.is_none()) {
         let found = server.first_model(&args.target, &timeouts(&args.connection))?;
-        for (request, named) in requests.iter_mut().zip(build_all(Some(found))?) {
+        let options = body_options(&args.body, Some(found))?;
+        for (request, prompt) in requests.iter_mut().zip(prompts) {
             if request.model.is_none() {
-                *request = named;
+                *request = builder.request(prompt, &options);
             }
         }
     }
     Ok(requests.into_iter().map(Arc::new).collect())
+}
+
+/// What the settings say about the data set.
+fn dataset_json(source: &Source) -> Value {
+    let loaded = &source.loaded;
+    let left_out = loaded.left_out.iter();
+    let left_out: Map<String, Value> = left_out
+        .map(|(reason, n)| (reason.as_str().to_owned(), json!(n)))
+        .collect();
+    let (counted_by, tokenizer) = match &loaded.counted_by {
+        CountedBy::Nobody => (None, None),
+        CountedBy::Estimate => (Some("estimate"), None),
+        CountedBy::Tokenizer { path, content_hash } => (
+            Some("tokenizer"),
+            Some(json!({"path": path, "content_hash": content_hash})),
+        ),
+    };
+    let lengths = &source.spec.lengths;
+    let random = match &source.spec.source {
+        dataset::Source::Random(random) => json!({
+            "input_tokens": random.input_tokens,
+            "output_tokens": random.output_tokens,
+            "range_ratio": random.range_ratio,
+            "prefix_tokens": random.prefix_tokens,
+        }),
+        _ => Value::Null,
+    };
+    let column = match &source.spec.source {
+        dataset::Source::Column { column, .. } => Some(column),
+        _ => None,
+    };
+    json!({
+        "source_hash": loaded.source_hash,
+        "records": loaded.records,
+        "prompts": loaded.prompts.len(),
+        "left_out": left_out,
+        "unused": loaded.unused,
+        "lost": loaded.lost,
+        "tokens_counted_by": counted_by,
+        "tokenizer": tokenizer,
+        "prompt_column": column,
+        "min_prompt_chars": lengths.min_chars,
+        "max_prompt_chars": lengths.max_chars,
+        "min_prompt_tokens": lengths.min_tokens,
+        "max_prompt_tokens": lengths.max_tokens,
+        "random": random,
+    })
 }
 
 /// What all levels of a load share.
@@ -113,12 +186,12 @@ impl Load<'_> {
         Plan {
             described: Described {
                 name: self.args.output.name_or(COMMAND),
-                labels: self.args.output.labels.iter().cloned().collect(),
+                labels: self.labels(level),
                 target: harness.server.shown.clone(),
                 settings: self.settings(level, harness),
                 workload: Workload {
                     kind: self.source.kind.to_owned(),
-                    path: self.source.path.as_ref().map(|p| p.display().to_string()),
+                    path: (self.source.spec.source.path()).map(|p| p.display().to_string()),
                     content_hash: Some(content_hash(&self.requests)),
                     seed: self.args.workload.seed,
                 },
@@ -128,6 +201,16 @@ impl Load<'_> {
             duration: self.args.shape.duration,
             number: level.number,
         }
+    }
+
+    /// Labels of the user's, and which repetition it is unless they say so.
+    fn labels(&self, level: &Level) -> BTreeMap<String, String> {
+        let mut labels: BTreeMap<_, _> = self.args.output.labels.iter().cloned().collect();
+        if let Some(repeat) = level.repeat {
+            let label = labels.entry("repeat".to_owned());
+            label.or_insert_with(|| repeat.to_string());
+        }
+        labels
     }
 
     /// The arrivals of `level`: the data set over and over, in its order.
@@ -171,7 +254,9 @@ impl Load<'_> {
             "insecure": self.args.target.insecure,
             "cacert": self.args.target.cacert,
             "simulator": harness.server.simulator_settings,
-            "skipped_lines": self.source.skipped_lines,
+            "repeat": level.repeat,
+            "repeats": self.args.shape.repeat,
+            "dataset": dataset_json(self.source),
         })
     }
 }

@@ -12,9 +12,8 @@ use tapedeck_live::headers::recorded_headers;
 use tapedeck_live::{PreparedRequest, Timeouts, TlsOptions};
 use tapedeck_recording::body_hash;
 use tapedeck_wire::openai::Api;
-use tapedeck_workload::BodyOptions;
 use tapedeck_workload::body::{BuiltBody, build};
-use tapedeck_workload::prompts::Item;
+use tapedeck_workload::{BodyOptions, Prompt};
 use url::Url;
 
 use crate::args::{BodyArgs, ConnectionArgs, TargetArgs};
@@ -151,6 +150,9 @@ pub fn workers(connection: &ConnectionArgs) -> usize {
     connection.workers.map_or((cores / 2).max(1), usize::from)
 }
 
+/// `input_tokens_source` of a prompt that a tokenizer of ours counted.
+const COUNTED_BY_TOKENIZER: &str = "tokenizer";
+
 /// Builds requests for one endpoint.
 #[derive(Debug)]
 pub struct RequestBuilder {
@@ -180,16 +182,22 @@ impl RequestBuilder {
         })
     }
 
-    /// The request for `item`, ready to be written.
+    /// The request for `prompt`, ready to be written. Its input tokens are those
+    /// of the prompt's text alone, without what a chat template adds.
     #[must_use]
-    pub fn request(&self, item: &Item, options: &BodyOptions) -> PreparedRequest {
+    pub fn request(&self, prompt: &Prompt, options: &BodyOptions) -> PreparedRequest {
         let BuiltBody {
             body,
             model,
             stream,
             max_output_tokens,
-        } = build(self.api, item, options);
-        self.prepared(body, model, stream, max_output_tokens)
+        } = build(self.api, prompt, options);
+        let counted = prompt.input_tokens;
+        PreparedRequest {
+            input_tokens: counted.and_then(|n| i32::try_from(n).ok()),
+            input_tokens_source: counted.map(|_| COUNTED_BY_TOKENIZER.into()),
+            ..self.prepared(body, model, stream, max_output_tokens)
+        }
     }
 
     /// A body that is sent as it is.

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use serde_json::{Map, Value, json};
 use tapedeck_wire::openai::Api;
 
-use crate::prompts::Item;
+use crate::prompts::{Item, Prompt, joined};
 
 /// What goes into a body besides the prompt. `None` leaves the field to the
 /// server, or to the body that the data set brought.
@@ -32,11 +32,11 @@ pub struct BuiltBody {
 
 const LIMIT_FIELDS: [&str; 2] = ["max_tokens", "max_completion_tokens"];
 
-/// The body of `item` for `api`. Fields keep one order, so equal input gives
-/// equal bytes.
+/// The body of `prompt` for `api`. Fields keep one order, so equal input gives
+/// equal bytes. An output limit is the option's, else the data set's.
 #[must_use]
-pub fn build(api: Api, item: &Item, options: &BodyOptions) -> BuiltBody {
-    let mut body = start(api, item);
+pub fn build(api: Api, prompt: &Prompt, options: &BodyOptions) -> BuiltBody {
+    let mut body = start(api, &prompt.item);
     if let Some(model) = &options.model {
         body.insert("model".into(), json!(model));
     }
@@ -45,7 +45,8 @@ pub fn build(api: Api, item: &Item, options: &BodyOptions) -> BuiltBody {
             body.shift_remove(field);
         }
     }
-    if let Some(limit) = options.max_tokens {
+    let own_limit = prompt.max_tokens.filter(|_| !options.ignore_max_tokens);
+    if let Some(limit) = options.max_tokens.or(own_limit) {
         for field in LIMIT_FIELDS {
             body.shift_remove(field);
         }
@@ -97,15 +98,6 @@ fn start(api: Api, item: &Item) -> Map<String, Value> {
     body
 }
 
-/// A conversation as one prompt, for an API that knows no roles.
-fn joined(messages: &[Value]) -> String {
-    let texts: Vec<&str> = messages
-        .iter()
-        .filter_map(|message| message.get("content")?.as_str())
-        .collect();
-    texts.join("\n")
-}
-
 fn finish(mut body: Map<String, Value>) -> BuiltBody {
     if body.get("model").is_some_and(Value::is_null) {
         body.shift_remove("model");
@@ -126,7 +118,7 @@ mod tests {
     use super::*;
 
     fn built(item: &Item, options: &BodyOptions) -> Value {
-        let built = build(Api::OpenAiChat, item, options);
+        let built = build(Api::OpenAiChat, &item.clone().into(), options);
         serde_json::from_slice(&built.body).unwrap()
     }
 
@@ -138,7 +130,7 @@ mod tests {
             max_tokens: Some(5),
             ..BodyOptions::default()
         };
-        let body = build(Api::OpenAiChat, &Item::Text("hi".into()), &options);
+        let body = build(Api::OpenAiChat, &Item::Text("hi".into()).into(), &options);
         assert_eq!(
             body.body,
             r#"{"model":"m","messages":[{"role":"user","content":"hi"}],"max_tokens":5,"stream":true,"stream_options":{"include_usage":true}}"#
@@ -185,10 +177,38 @@ mod tests {
         ];
         let body = build(
             Api::OpenAiCompletions,
-            &Item::Messages(messages),
+            &Item::Messages(messages).into(),
             &BodyOptions::default(),
         );
         let body: Value = serde_json::from_slice(&body.body).unwrap();
         assert_eq!(body["prompt"], "be brief\nhi");
+    }
+
+    #[test]
+    fn the_limit_is_the_flags_else_the_data_sets() {
+        let prompt = Prompt {
+            max_tokens: Some(7),
+            ..Item::Text("hi".into()).into()
+        };
+        let limit = |options: &BodyOptions| {
+            let built = build(Api::OpenAiChat, &prompt, options);
+            let body: Value = serde_json::from_slice(&built.body).unwrap();
+            assert_eq!(
+                built.max_output_tokens.map(i64::from),
+                body.get("max_tokens").and_then(Value::as_i64)
+            );
+            built.max_output_tokens
+        };
+        assert_eq!(limit(&BodyOptions::default()), Some(7));
+        let flag = BodyOptions {
+            max_tokens: Some(3),
+            ..BodyOptions::default()
+        };
+        assert_eq!(limit(&flag), Some(3));
+        let ignored = BodyOptions {
+            ignore_max_tokens: true,
+            ..BodyOptions::default()
+        };
+        assert_eq!(limit(&ignored), None);
     }
 }

@@ -1,11 +1,11 @@
 //! Prompts from the command line and from files of lines.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use flate2::read::MultiGzDecoder;
 use serde_json::{Map, Value};
+
+use crate::error::WorkloadError;
+use crate::files::{open, read_line, read_text};
 
 /// What one request asks.
 #[derive(Debug, Clone, PartialEq)]
@@ -17,36 +17,72 @@ pub enum Item {
     Body(Map<String, Value>),
 }
 
-/// A data set that cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum WorkloadError {
-    #[error("cannot read {}", path.display())]
-    Read {
-        path: PathBuf,
-        #[source]
-        source: std::io::Error,
-    },
-    #[error("{} line {line}: {problem}\nhint: correct the line, or leave such lines out with --skip-bad", path.display())]
-    Line {
-        path: PathBuf,
-        line: usize,
-        problem: String,
-    },
-    #[error("{} holds no prompt", .0.display())]
-    Empty(PathBuf),
-    #[error("--prompt is empty")]
-    EmptyPrompt,
+impl Item {
+    /// All text that the model is given, a line for each message. A template
+    /// that the server puts around it is not in it.
+    #[must_use]
+    pub fn text(&self) -> String {
+        match self {
+            Self::Text(text) => text.clone(),
+            Self::Messages(messages) => joined(messages),
+            Self::Body(body) => match (body.get("messages"), body.get("prompt")) {
+                (Some(Value::Array(messages)), _) => joined(messages),
+                (_, Some(Value::String(prompt))) => prompt.clone(),
+                _ => String::new(),
+            },
+        }
+    }
 }
 
-/// Longest line of a data set; a longer one is refused before it fills memory.
-const MAX_LINE_BYTES: u64 = 64 << 20;
+/// A conversation as one text, for what knows no roles.
+pub(crate) fn joined(messages: &[Value]) -> String {
+    let texts: Vec<&str> = messages
+        .iter()
+        .filter_map(|message| message.get("content"))
+        .flat_map(texts)
+        .collect();
+    texts.join("\n")
+}
 
-/// What a data set gave.
+/// The texts of one message: its content, or the text parts of it.
+fn texts(content: &Value) -> Vec<&str> {
+    match content {
+        Value::String(text) => vec![text],
+        Value::Array(parts) => parts
+            .iter()
+            .filter_map(|part| part.get("text")?.as_str())
+            .collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// An item and what its data set knows of its lengths.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Loaded {
+pub struct Prompt {
+    pub item: Item,
+    /// Tokens of [`Item::text`], where a tokenizer counted them. A server adds
+    /// those of its chat template.
+    pub input_tokens: Option<u32>,
+    /// Output limit that the data set asks for.
+    pub max_tokens: Option<u32>,
+}
+
+impl From<Item> for Prompt {
+    fn from(item: Item) -> Self {
+        Self {
+            item,
+            input_tokens: None,
+            max_tokens: None,
+        }
+    }
+}
+
+/// Items of a file of lines.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Lines {
     pub items: Vec<Item>,
     /// Lines left out by `--skip-bad`.
-    pub skipped_lines: usize,
+    pub bad: u64,
 }
 
 /// `--prompt TEXT`, or `--prompt @FILE` for the whole text of a file.
@@ -64,35 +100,25 @@ pub fn prompt(argument: &str) -> Result<Item, WorkloadError> {
     Ok(Item::Text(text))
 }
 
-fn read_text(path: &Path) -> Result<String, WorkloadError> {
-    let mut text = String::new();
-    open(path)?
-        .read_to_string(&mut text)
-        .map_err(|source| WorkloadError::Read {
-            path: path.to_owned(),
-            source,
-        })?;
-    Ok(text)
-}
-
 /// Each line a prompt: plain text, a JSON array of messages, or a JSON object
 /// that is a whole body. Blank lines are passed over; gzip is recognised by its
 /// first bytes.
 ///
 /// # Errors
 /// With the number of the first bad line, unless `skip_bad`.
-pub fn line_by_line(path: &Path, skip_bad: bool) -> Result<Loaded, WorkloadError> {
+pub fn line_by_line(path: &Path, skip_bad: bool) -> Result<Lines, WorkloadError> {
     let mut reader = open(path)?;
     let mut items = Vec::new();
-    let mut skipped_lines = 0;
+    let mut bad = 0;
     for line in 1.. {
-        let Some(bytes) = read_line(&mut reader, path)? else {
+        let next = read_line(&mut reader).map_err(|source| WorkloadError::read(path, source))?;
+        let Some(bytes) = next else {
             break;
         };
         match parse_line(&bytes) {
             Ok(None) => {}
             Ok(Some(item)) => items.push(item),
-            Err(_) if skip_bad => skipped_lines += 1,
+            Err(_) if skip_bad => bad += 1,
             Err(problem) => {
                 return Err(WorkloadError::Line {
                     path: path.to_owned(),
@@ -105,44 +131,7 @@ pub fn line_by_line(path: &Path, skip_bad: bool) -> Result<Loaded, WorkloadError
     if items.is_empty() {
         return Err(WorkloadError::Empty(path.to_owned()));
     }
-    Ok(Loaded {
-        items,
-        skipped_lines,
-    })
-}
-
-fn open(path: &Path) -> Result<Box<dyn BufRead>, WorkloadError> {
-    let read_error = |source| WorkloadError::Read {
-        path: path.to_owned(),
-        source,
-    };
-    let mut file = BufReader::new(File::open(path).map_err(read_error)?);
-    let gzip = file
-        .fill_buf()
-        .map_err(read_error)?
-        .starts_with(&[0x1f, 0x8b]);
-    Ok(if gzip {
-        Box::new(BufReader::new(MultiGzDecoder::new(file)))
-    } else {
-        Box::new(file)
-    })
-}
-
-fn read_line(reader: &mut dyn BufRead, path: &Path) -> Result<Option<Vec<u8>>, WorkloadError> {
-    let read_error = |source| WorkloadError::Read {
-        path: path.to_owned(),
-        source,
-    };
-    let mut bytes = Vec::new();
-    reader
-        .take(MAX_LINE_BYTES)
-        .read_until(b'\n', &mut bytes)
-        .map_err(read_error)?;
-    if bytes.len() as u64 == MAX_LINE_BYTES {
-        let too_long = std::io::Error::other(format!("a line is over {MAX_LINE_BYTES} bytes"));
-        return Err(read_error(too_long));
-    }
-    Ok((!bytes.is_empty()).then_some(bytes))
+    Ok(Lines { items, bad })
 }
 
 fn parse_line(bytes: &[u8]) -> Result<Option<Item>, String> {

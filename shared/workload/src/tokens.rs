@@ -1,0 +1,62 @@
+//! Counting tokens, with a tokenizer or without.
+
+use std::path::Path;
+
+use crate::error::WorkloadError;
+use crate::parallel::on_all_cores;
+
+#[cfg(feature = "datasets")]
+pub(crate) use tapedeck_tokens::Tokenizer;
+
+/// Stands where a tokenizer would, so that a lean build differs here only.
+#[cfg(not(feature = "datasets"))]
+#[derive(Debug)]
+pub(crate) enum Tokenizer {}
+
+#[cfg(not(feature = "datasets"))]
+impl Tokenizer {
+    pub(crate) fn path(&self) -> &Path {
+        match *self {}
+    }
+
+    pub(crate) fn content_hash(&self) -> &str {
+        match *self {}
+    }
+
+    fn count(&self, _text: &str) -> Result<usize, WorkloadError> {
+        match *self {}
+    }
+}
+
+/// Loads the tokenizer of `path`, where one is named.
+pub(crate) fn open(path: Option<&Path>) -> Result<Option<Tokenizer>, WorkloadError> {
+    #[cfg(feature = "datasets")]
+    let opened = |path| Tokenizer::open(path).map_err(WorkloadError::from);
+    #[cfg(not(feature = "datasets"))]
+    let opened = |_| Err(WorkloadError::NotBuilt("--tokenizer-path"));
+    path.map(opened).transpose()
+}
+
+/// UTF-8 bytes that pass for a token where no tokenizer counts. Near 4 for
+/// English; Chinese characters are 3 bytes and a little under one token each.
+const BYTES_PER_TOKEN: usize = 4;
+
+/// Tokens of `text` as `tokenizer` counts them, else estimated: its UTF-8 bytes
+/// by 4, rounded up.
+pub(crate) fn count(tokenizer: Option<&Tokenizer>, text: &str) -> Result<u32, WorkloadError> {
+    let tokens = match tokenizer {
+        Some(tokenizer) => tokenizer.count(text)?,
+        None => text.len().div_ceil(BYTES_PER_TOKEN),
+    };
+    Ok(u32::try_from(tokens).unwrap_or(u32::MAX))
+}
+
+/// [`count`] of every text, on all cores.
+pub(crate) fn count_all<T: Sync>(
+    tokenizer: Option<&Tokenizer>,
+    items: &[T],
+    text: impl Fn(&T) -> &str + Sync,
+) -> Result<Vec<u32>, WorkloadError> {
+    let counted = on_all_cores(items, |item| count(tokenizer, text(item)));
+    counted.into_iter().collect()
+}
