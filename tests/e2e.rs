@@ -10,6 +10,7 @@ mod awkward;
     reason = "a table of bad inputs and their messages is as long as it has rows"
 )]
 mod failures;
+mod fuzz_seeds;
 mod metrics;
 mod oracle;
 mod readme;
