@@ -9,7 +9,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::{Value, json};
 use tapedeck_clock::RunClock;
 use tapedeck_live::{
-    Arrival, Gauges, PreparedRequest, RunSpec, Stop, StopLevel, Telemetry, Timeouts,
+    Arrival, Failure, Gauges, PreparedRequest, RunSpec, Stop, StopLevel, Telemetry, Timeouts,
     run as run_arrivals,
 };
 use tapedeck_recording::{EventBatch, MarkRow, Phase, SegmentLimits, Sink, Writer};
@@ -85,8 +85,20 @@ pub struct Plan {
 
 /// The probe did not get an answer that a load could be measured against.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}\nhint: --no-probe sends the load all the same")]
-struct ProbeFailed(String);
+#[error("{message}\nhint: {hint}")]
+struct ProbeFailed {
+    message: String,
+    hint: &'static str,
+}
+
+fn probe_hint(failure: &Failure) -> &'static str {
+    match failure.status {
+        Some(300..400) => {
+            "name the address itself with --url; a redirect would be part of every latency"
+        }
+        _ => "--no-probe sends the load all the same",
+    }
+}
 
 impl Harness<'_> {
     /// Records `arrivals` into `dir`. Their offsets count from the start of the
@@ -192,11 +204,14 @@ impl Run<'_> {
             None => Ok(()),
             // Stopped by the user: the recording is sealed as it is.
             Some(_) if self.harness.stop.level() != StopLevel::Run => Ok(()),
-            Some(failure) => Err(ProbeFailed(format!(
-                "the probe request to {} failed: {}",
-                self.harness.server.shown,
-                failure_text(failure)
-            ))
+            Some(failure) => Err(ProbeFailed {
+                message: format!(
+                    "the probe request to {} failed: {}",
+                    self.harness.server.shown,
+                    failure_text(failure)
+                ),
+                hint: probe_hint(failure),
+            }
             .into()),
         }
     }
