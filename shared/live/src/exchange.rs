@@ -30,6 +30,7 @@ const DRAIN_NS: i64 = 1_000_000_000;
 /// Sends the assigned request and records how it ended. A pooled connection that
 /// the server had closed is replaced once, by a fresh one, as a new attempt.
 pub(crate) async fn exchange(worker: Rc<Worker>, assignment: Assignment) {
+    worker.wait_until_due(&assignment.arrival).await;
     let t_dispatched_ns = worker.clock.now_ns();
     worker.gauges.started();
     let mut attempt = Attempt::new(&worker, &assignment, t_dispatched_ns, 0);
