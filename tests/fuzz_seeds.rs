@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 
 #[path = "fuzz/invariants.rs"]
+#[allow(dead_code, reason = "only a fuzz target counts what is allocated")]
 mod invariants;
 
 fn each_seed(target: &str, holds: impl Fn(&[u8])) {

@@ -82,7 +82,7 @@ fn read_of(reads: &[&[u8]], offset: usize) -> usize {
 /// For every partition of a stream into reads the frames are the same, each
 /// tagged with the read of its payload's last byte, and no payload is longer than
 /// the stream.
-pub fn sse(input: &[u8]) {
+pub(crate) fn sse(input: &[u8]) {
     let Some((header, stream)) = split_header(input) else {
         return;
     };
@@ -102,7 +102,7 @@ pub fn sse(input: &[u8]) {
 
 /// What an interpreter remembers of earlier payloads changes no meaning. Payloads
 /// are the lines of the input.
-pub fn interpreter(input: &[u8]) {
+pub(crate) fn interpreter(input: &[u8]) {
     let mut interpreter = Interpreter::new(Api::OpenAiChat);
     for line in input.split(|b| *b == b'\n') {
         let (name, payload) = match line.strip_prefix(b"error ") {
@@ -199,7 +199,7 @@ impl Served {
             });
         }
         let mut end = reader.finish(self.end.clone(), &mut |chunk| {
-            chunks.push(owned_chunk(&chunk))
+            chunks.push(owned_chunk(&chunk));
         });
         check_end(&chunks, &end);
         if self.is_damaged() {
@@ -289,7 +289,7 @@ fn check_end(chunks: &[OwnedChunk], end: &ResponseEnd) {
 
 /// For every partition of an answer into reads the chunks and the end are the
 /// same, whatever it says it is and however it is damaged.
-pub fn response(input: &[u8]) {
+pub(crate) fn response(input: &[u8]) {
     let Some(served) = Served::new(input) else {
         return;
     };
@@ -316,11 +316,11 @@ const FED_COMPRESSED_BYTES: usize = 256 << 10;
 /// What a reader may hold at once: a carried line and a joined event of 8 MiB, a
 /// body copy of 16 MiB, each in a vector that may have doubled and is copied while
 /// it grows, and the inflate window.
-pub const MAX_HELD_BYTES: usize = 3 * (2 * MAX_PAYLOAD_BYTES + MAX_BODY_BYTES) + (1 << 20);
+pub(crate) const MAX_HELD_BYTES: usize = 3 * (2 * MAX_PAYLOAD_BYTES + MAX_BODY_BYTES) + (1 << 20);
 
 /// Follows an endless answer, the input's body over and over, served as its header
 /// says; the caller watches the memory.
-pub fn memory(input: &[u8]) {
+pub(crate) fn memory(input: &[u8]) {
     let Some((_, body)) = split_header(input) else {
         return;
     };
@@ -341,7 +341,7 @@ pub fn memory(input: &[u8]) {
     let mut fed = 0;
     while fed < most {
         reader.feed((), &block, &mut |chunk| {
-            assert!(chunk.data.len() <= MAX_PAYLOAD_BYTES)
+            assert!(chunk.data.len() <= MAX_PAYLOAD_BYTES);
         });
         fed += block.len();
     }

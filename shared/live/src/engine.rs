@@ -5,6 +5,7 @@
 //! whether there are slots to wait for.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
@@ -216,8 +217,9 @@ impl Workers {
     /// When threads cannot be started.
     pub fn start(spec: &RunSpec, warm_connections: usize) -> Result<Self, RunError> {
         let hand_over = Arc::new(HandOver::new());
-        let (warmed, opened) = std::sync::mpsc::channel();
         let count = spec.workers.max(1);
+        // Room for the one number that each worker says.
+        let (warmed, opened) = sync_channel(count);
         let mut workers = Self {
             _stamping: KernelStamping::switch_on(),
             hand_over,

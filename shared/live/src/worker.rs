@@ -83,7 +83,7 @@ pub(crate) struct WarmUp {
     /// Connections to open.
     pub(crate) connections: usize,
     /// Is told how many stand.
-    pub(crate) opened: std::sync::mpsc::Sender<usize>,
+    pub(crate) opened: std::sync::mpsc::SyncSender<usize>,
 }
 
 /// Connections that one worker opens at once before a run: fewer than any
