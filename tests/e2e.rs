@@ -11,6 +11,7 @@ mod derived;
     reason = "a table of bad inputs and their messages is as long as it has rows"
 )]
 mod failures;
+mod fuzz_seeds;
 mod metrics;
 mod oracle;
 mod readme;

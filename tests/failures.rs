@@ -3,8 +3,10 @@
 
 use std::fs;
 
-use crate::support::mock_llm::replies::json;
-use crate::support::mock_llm::{MockLlm, Script};
+use tapedeck_recording::{Outcome, Recording, Table};
+
+use crate::support::mock_llm::replies::{json, whole};
+use crate::support::mock_llm::{MockLlm, Reply, Script, Step};
 use crate::support::programs::{Ran, run, run_line};
 
 /// One line, or one line and a hint.
@@ -146,6 +148,52 @@ fn a_failed_probe_gives_the_servers_own_message() {
     let ran = run_line("record", &line).expect(2);
     expect_one_message(&ran, &["no such model: m", "404"]);
     assert!(!out.exists());
+}
+
+/// A proxy's answer to plain HTTP, and a framework's to a slash too many.
+fn redirect(status: u16) -> Reply {
+    let location = "location: https://u:s3cret@elsewhere:8443/v1/chat/completions?key=s3cret\r\n";
+    let head_and_body = whole(status, "text/plain", location, "over there");
+    vec![Step::send(head_and_body)].into()
+}
+
+#[test]
+fn a_redirect_is_not_followed_and_says_where_it_leads() {
+    let told = "redirected to https://elsewhere:8443/v1/chat/completions, not followed";
+    for status in [301, 307, 308] {
+        let mock = MockLlm::start(Script::always(redirect(status)));
+        let dir = tempfile::tempdir().unwrap();
+        let load = |name: &str, more: &str| {
+            let out = dir.path().join(name);
+            let line = format!(
+                "load --url {} --prompt x --number 2 --no-report {more} --out {}",
+                mock.url(),
+                out.display()
+            );
+            run_line("record", &line)
+        };
+        let probed = load("probed", "--model m").expect(2);
+        expect_one_message(&probed, &[told, &status.to_string(), "hint: ", "--url"]);
+        // Neither does the key go to another host in search of a model.
+        let asked = load("asked", "--header x-api-key=s3cret").expect(2);
+        expect_one_message(
+            &asked,
+            &["redirected to https://elsewhere:8443/", "not followed"],
+        );
+        let sent = load("sent", "--model m --no-probe").expect(1);
+        for ran in [probed, asked, sent] {
+            assert!(!ran.stderr.contains("s3cret"), "{}", ran.stderr);
+        }
+        let recording = Recording::open(&dir.path().join("sent")).unwrap();
+        let responses = recording.rows(Table::Responses).unwrap().responses;
+        assert_eq!(responses.len(), 2);
+        for response in responses {
+            assert_eq!(response.outcome, Outcome::HttpError);
+            assert_eq!(response.status, Some(i32::from(status)));
+            assert_eq!(response.error.as_deref(), Some(told));
+            assert_eq!(response.body.as_deref(), Some(&b"over there"[..]));
+        }
+    }
 }
 
 #[test]

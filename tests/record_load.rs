@@ -105,6 +105,38 @@ fn no_arrival_is_earlier_than_its_send() {
     }
 }
 
+#[test]
+fn warm_connections_stand_before_the_first_request() {
+    const WARM: usize = 5;
+    let mock = MockLlm::start(Script::always(Stream::chat(5, 1, 1).reply()));
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("r");
+    run_line(
+        "record",
+        &format!(
+            "load --url {} --model m --prompt x --number 20 --rate 200 --workers 2 --no-probe \
+             --warm-connections {WARM} --json --out {}",
+            mock.url(),
+            out.display()
+        ),
+    )
+    .expect(0);
+    let events = events(&Recording::open(&out).unwrap());
+    let names: Vec<&str> = events.marks.iter().map(|m| &*m.name).collect();
+    let warmed = names.iter().position(|name| *name == "connections_warmed");
+    assert_eq!(
+        &*events.marks[warmed.unwrap()].detail,
+        r#"{"asked":5,"opened":5}"#
+    );
+    assert!(warmed < names.iter().position(|name| *name == "phase_begin"));
+    for request in &events.requests {
+        // Each worker's first request finds one that is there for it.
+        let opened_one = request.t_connect_ns.is_some();
+        assert!(request.request_id >= 2 || !opened_one);
+        assert_eq!(request.conn_reused, Some(!opened_one));
+    }
+}
+
 /// A whole answer, and then the connection is cut without a word.
 fn answer_then_close() -> Reply {
     let mut steps = Stream::chat(5, 1, 1).reply().0.to_vec();

@@ -250,6 +250,7 @@ impl Load<'_> {
             "probe": !self.args.shape.no_probe,
             "content": "full",
             "workers": harness.workers,
+            "warm_connections": harness.warm_connections,
             "timeouts": timeouts_json(&harness.timeouts),
             "insecure": self.args.target.insecure,
             "cacert": self.args.target.cacert,

@@ -211,6 +211,7 @@ fn settings(source: &SourceArgs, plan: &Plan, args: &RunArgs, harness: &Harness<
         "content": "full",
         "workers": harness.workers,
         "simulator": harness.server.simulator_settings,
+        "warm_connections": harness.warm_connections,
         "timeouts": timeouts_json(&harness.timeouts),
     })
 }

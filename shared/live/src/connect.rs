@@ -66,6 +66,10 @@ impl Connector {
         }
     }
 
+    pub(crate) fn target(&self) -> &Target {
+        &self.target
+    }
+
     /// Opens a connection, filling `instants` as far as it gets.
     pub(crate) async fn open(&self, instants: &Cell<ConnectInstants>) -> io::Result<Connection> {
         let clock = self.context.clock;

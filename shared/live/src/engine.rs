@@ -5,6 +5,7 @@
 //! whether there are slots to wait for.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
@@ -13,10 +14,10 @@ use tapedeck_recording::{Outcome, Sink};
 use tokio::sync::mpsc;
 
 use crate::arrival::Arrival;
-use crate::pace::{Pacer, Slots};
+use crate::pace::{HandOver, Pacer, Slots};
 use crate::tap::KernelStamping;
 use crate::target::Target;
-use crate::worker::{Assignment, Timeouts, WorkerSpec, run_worker};
+use crate::worker::{Assignment, Timeouts, WarmUp, WorkerSpec, run_worker};
 
 /// How a run ends before its arrivals do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -193,40 +194,103 @@ type WorkerThread = (String, JoinHandle<std::io::Result<()>>);
 /// # Errors
 /// When threads cannot be started or a worker fails.
 pub fn run(spec: &RunSpec, arrivals: impl Iterator<Item = Arrival>) -> Result<i64, RunError> {
-    let _stamping = KernelStamping::switch_on();
-    let mut queues = Vec::new();
-    let mut threads = Vec::new();
-    for index in 0..spec.workers.max(1) {
-        let (queue, thread) = spawn_worker(spec, index)?;
-        queues.push(queue);
-        threads.push(thread);
+    Workers::start(spec, 0)?.run(spec, arrivals)
+}
+
+/// The worker threads of a run, ready to send.
+#[derive(Debug)]
+pub struct Workers {
+    _stamping: KernelStamping,
+    hand_over: Arc<HandOver>,
+    queues: Vec<mpsc::Sender<Assignment>>,
+    threads: Vec<WorkerThread>,
+    warm_connections: usize,
+}
+
+impl Workers {
+    /// Starts the threads and opens `warm_connections`, shared out among them, so
+    /// that no early request waits for its connection. Returns when they stand or
+    /// have failed; a request that finds none opens its own. `spec.start_ns` is not
+    /// looked at yet.
+    ///
+    /// # Errors
+    /// When threads cannot be started.
+    pub fn start(spec: &RunSpec, warm_connections: usize) -> Result<Self, RunError> {
+        let hand_over = Arc::new(HandOver::new());
+        let count = spec.workers.max(1);
+        // Room for the one number that each worker says.
+        let (warmed, opened) = sync_channel(count);
+        let mut workers = Self {
+            _stamping: KernelStamping::switch_on(),
+            hand_over,
+            queues: Vec::new(),
+            threads: Vec::new(),
+            warm_connections: 0,
+        };
+        for index in 0..count {
+            let share = (warm_connections + count - 1 - index) / count;
+            let warm_up = WarmUp {
+                connections: share,
+                opened: warmed.clone(),
+            };
+            let (queue, thread) = spawn_worker(spec, index, &workers.hand_over, warm_up)?;
+            workers.queues.push(queue);
+            workers.threads.push(thread);
+        }
+        drop(warmed);
+        // Ends when every worker has said its number, or died.
+        workers.warm_connections = opened.iter().sum();
+        Ok(workers)
     }
-    let pacer = Pacer {
-        clock: spec.clock,
-        stop: Arc::clone(&spec.stop),
-        sink: spec.sink.clone(),
-        slots: spec
-            .parallel
-            .map(|slots| Slots::new(slots, spec.workers.max(1), spec.start_ns)),
-        start_ns: spec.start_ns,
-        until_ns: spec.until_ns.unwrap_or(i64::MAX),
-        first_request_id: spec.first_request_id,
-    };
-    let sent = pacer.run(arrivals, &queues);
-    drop(queues);
-    for (name, thread) in threads {
-        match thread.join() {
-            Ok(Ok(())) => {}
-            Ok(Err(source)) => return Err(RunError::Worker { name, source }),
-            Err(_) => return Err(RunError::Panicked(name)),
+
+    /// Connections that were opened beforehand and stand.
+    #[must_use]
+    pub fn warm_connections(&self) -> usize {
+        self.warm_connections
+    }
+
+    /// As [`run`], with the `spec` they were started with.
+    ///
+    /// # Errors
+    /// When a worker fails.
+    pub fn run(
+        self,
+        spec: &RunSpec,
+        arrivals: impl Iterator<Item = Arrival>,
+    ) -> Result<i64, RunError> {
+        let sent = self.pacer(spec).run(arrivals, &self.queues);
+        drop(self.queues);
+        for (name, thread) in self.threads {
+            match thread.join() {
+                Ok(Ok(())) => {}
+                Ok(Err(source)) => return Err(RunError::Worker { name, source }),
+                Err(_) => return Err(RunError::Panicked(name)),
+            }
+        }
+        Ok(sent)
+    }
+
+    fn pacer(&self, spec: &RunSpec) -> Pacer {
+        Pacer {
+            clock: spec.clock,
+            stop: Arc::clone(&spec.stop),
+            sink: spec.sink.clone(),
+            slots: spec
+                .parallel
+                .map(|slots| Slots::new(slots, spec.workers.max(1), spec.start_ns)),
+            hand_over: Arc::clone(&self.hand_over),
+            start_ns: spec.start_ns,
+            until_ns: spec.until_ns.unwrap_or(i64::MAX),
+            first_request_id: spec.first_request_id,
         }
     }
-    Ok(sent)
 }
 
 fn spawn_worker(
     spec: &RunSpec,
     index: usize,
+    hand_over: &Arc<HandOver>,
+    warm_up: WarmUp,
 ) -> Result<(mpsc::Sender<Assignment>, WorkerThread), RunError> {
     let (queue, assignments) = mpsc::channel(ASSIGNMENT_QUEUE);
     let name = format!("tapedeck-worker-{index}");
@@ -238,12 +302,13 @@ fn spawn_worker(
         timeouts: spec.timeouts,
         gauges: Arc::clone(&spec.gauges),
         stop: Arc::clone(&spec.stop),
+        hand_over: Arc::clone(hand_over),
         first_conn_id: spec.first_conn_id,
         sink: spec.sink.clone(),
     };
     let thread = std::thread::Builder::new()
         .name(name.clone())
-        .spawn(move || run_worker(&worker, assignments))
+        .spawn(move || run_worker(&worker, warm_up, assignments))
         .map_err(|source| RunError::Thread {
             name: name.clone(),
             source,

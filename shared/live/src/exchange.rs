@@ -19,7 +19,7 @@ use tapedeck_wire::response::{Chunk, End, ResponseEnd, ResponseReader, ResponseS
 use crate::arrival::PreparedRequest;
 use crate::connect::{ConnectInstants, Connection};
 use crate::engine::Failure;
-use crate::headers::recorded_headers;
+use crate::headers::{recorded_headers, redirect_target};
 use crate::tap::ReadStamp;
 use crate::worker::{Assignment, Kill, Stage, Watch, Worker, as_ns};
 
@@ -30,6 +30,7 @@ const DRAIN_NS: i64 = 1_000_000_000;
 /// Sends the assigned request and records how it ended. A pooled connection that
 /// the server had closed is replaced once, by a fresh one, as a new attempt.
 pub(crate) async fn exchange(worker: Rc<Worker>, assignment: Assignment) {
+    worker.wait_until_due(&assignment.arrival).await;
     let t_dispatched_ns = worker.clock.now_ns();
     worker.gauges.started();
     let mut attempt = Attempt::new(&worker, &assignment, t_dispatched_ns, 0);
@@ -77,6 +78,8 @@ struct Answer {
     t_headers_ns: Option<i64>,
     t_end_ns: Option<i64>,
     all_from_kernel: bool,
+    /// Where a 3xx points, without what may be a secret.
+    redirected_to: Option<String>,
 }
 
 impl<'a> Attempt<'a> {
@@ -180,6 +183,7 @@ impl<'a> Attempt<'a> {
             headers: Some(recorded_headers(response.headers())),
             t_headers_ns: head_read.map(|r| r.t_ns),
             all_from_kernel: head_read.is_some_and(|r| r.from_kernel),
+            redirected_to: self.redirected_to(&response),
             ..Answer::default()
         };
         let mut reader = ResponseReader::new(ResponseSpec {
@@ -281,6 +285,16 @@ impl<'a> Attempt<'a> {
             }
         })
         .await
+    }
+
+    /// Redirects are not followed: each would hide a round trip in the latency of
+    /// every request. Their target is kept for the message.
+    fn redirected_to(&self, response: &Response<Incoming>) -> Option<String> {
+        if !response.status().is_redirection() {
+            return None;
+        }
+        let url = self.worker.connector.target().url_of(&self.request.uri)?;
+        redirect_target(&url, response.headers())
     }
 
     fn http_request(&self) -> Request<Full<Bytes>> {
@@ -400,7 +414,10 @@ impl<'a> Attempt<'a> {
         let t_end_ns = answer
             .t_end_ns
             .unwrap_or_else(|| self.worker.clock.now_ns());
-        let end = reader.finish(end, &mut |chunk| self.record_chunk(&chunk));
+        let mut end = reader.finish(end, &mut |chunk| self.record_chunk(&chunk));
+        if let Some(url) = &answer.redirected_to {
+            end.error = Some(format!("redirected to {url}, not followed"));
+        }
         self.record_request();
         if end.truncated_body {
             self.mark_truncated("body", end.body_bytes);

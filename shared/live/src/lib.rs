@@ -20,7 +20,7 @@ pub mod telemetry;
 mod worker;
 
 pub use arrival::{Arrival, PreparedRequest};
-pub use engine::{Failure, Gauges, RunError, RunSpec, Stop, StopLevel, run};
+pub use engine::{Failure, Gauges, RunError, RunSpec, Stop, StopLevel, Workers, run};
 pub use target::{Target, TargetError, TlsOptions};
 pub use telemetry::Telemetry;
 pub use worker::Timeouts;

@@ -111,6 +111,12 @@ impl Target {
         };
         Ok(Self { addrs, host, tls })
     }
+
+    /// The whole URL of a request for `uri`.
+    pub(crate) fn url_of(&self, uri: &http::Uri) -> Option<Url> {
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        Url::parse(&format!("{scheme}://{}{uri}", self.host)).ok()
+    }
 }
 
 impl Tls {

@@ -18,7 +18,7 @@ use crate::arrival::Arrival;
 use crate::connect::{Connector, Pool};
 use crate::engine::{Gauges, Stop, StopLevel};
 use crate::exchange::exchange;
-use crate::pace::SlotGuard;
+use crate::pace::{HandOver, SlotGuard};
 use crate::tap::TapContext;
 use crate::target::Target;
 
@@ -52,6 +52,7 @@ pub(crate) struct Worker {
     pub(crate) pool: Pool,
     pub(crate) timeouts: Timeouts,
     pub(crate) gauges: Arc<Gauges>,
+    hand_over: Arc<HandOver>,
     /// Its number, for the `worker` column.
     pub(crate) label: Arc<str>,
     sink: Sink,
@@ -71,9 +72,23 @@ pub(crate) struct WorkerSpec {
     pub(crate) timeouts: Timeouts,
     pub(crate) gauges: Arc<Gauges>,
     pub(crate) stop: Arc<Stop>,
+    pub(crate) hand_over: Arc<HandOver>,
     pub(crate) first_conn_id: i64,
     pub(crate) sink: Sink,
 }
+
+/// What a worker does before its first assignment.
+#[derive(Debug)]
+pub(crate) struct WarmUp {
+    /// Connections to open.
+    pub(crate) connections: usize,
+    /// Is told how many stand.
+    pub(crate) opened: std::sync::mpsc::SyncSender<usize>,
+}
+
+/// Connections that one worker opens at once before a run: fewer than any
+/// server's backlog.
+const WARM_UP_AT_ONCE: usize = 32;
 
 /// Rows and bytes after which a batch goes to the writer without waiting for
 /// the next tick.
@@ -98,6 +113,7 @@ impl Worker {
             pool: Pool::default(),
             timeouts: spec.timeouts,
             gauges: Arc::clone(&spec.gauges),
+            hand_over: Arc::clone(&spec.hand_over),
             label: spec.index.to_string().into(),
             sink: spec.sink.clone(),
             batch: RefCell::new(EventBatch::default()),
@@ -125,6 +141,54 @@ impl Worker {
         // A writer that has stopped reports its own error; the engine sees
         // `Sink::failed` and ends the run.
         self.sink.push(batch).ok();
+    }
+
+    /// Opens connections for the pool; returns how many stand.
+    async fn warm_up(self: &Rc<Self>, connections: usize) -> usize {
+        let mut opening = tokio::task::JoinSet::new();
+        let mut opened = 0;
+        for _ in 0..connections {
+            if opening.len() >= WARM_UP_AT_ONCE {
+                opened += usize::from(matches!(opening.join_next().await, Some(Ok(true))));
+            }
+            let worker = Rc::clone(self);
+            opening.spawn_local(async move { worker.open_idle().await });
+        }
+        while let Some(ended) = opening.join_next().await {
+            opened += usize::from(matches!(ended, Ok(true)));
+        }
+        opened
+    }
+
+    async fn open_idle(&self) -> bool {
+        let watch = self.watch();
+        let longest_ns = as_ns(self.timeouts.connect);
+        watch.enter(
+            Stage::Connect,
+            self.clock.now_ns().saturating_add(longest_ns),
+        );
+        let instants = Cell::default();
+        match watch.guard(self.connector.open(&instants)).await {
+            Ok(Ok(connection)) => {
+                self.pool.put(connection);
+                true
+            }
+            // The request that misses it opens its own, and records why not.
+            Ok(Err(_)) | Err(_) => false,
+        }
+    }
+
+    /// Waits for the deadline of an arrival that was handed over just before it.
+    /// Between two looks at the clock the other tasks and the sockets have their
+    /// turn, so the wait delays no read.
+    pub(crate) async fn wait_until_due(&self, arrival: &Arrival) {
+        let Some(due_ns) = arrival.offset_ns else {
+            return;
+        };
+        self.hand_over.observe(due_ns - self.clock.now_ns());
+        while self.clock.now_ns() < due_ns {
+            tokio::task::yield_now().await;
+        }
     }
 
     /// A watch that ends what it guards after `Timeouts::total`, or when the run
@@ -239,6 +303,7 @@ impl Watch {
 /// Runs a worker until its queue is closed and its requests have ended.
 pub(crate) fn run_worker(
     spec: &WorkerSpec,
+    warm_up: WarmUp,
     mut assignments: mpsc::Receiver<Assignment>,
 ) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -249,6 +314,10 @@ pub(crate) fn run_worker(
     let worker = Worker::new(spec);
     local.block_on(&runtime, async {
         let ticker = tokio::task::spawn_local(tick(Rc::clone(&worker), Arc::clone(&spec.stop)));
+        let opened = worker.warm_up(warm_up.connections).await;
+        warm_up.opened.send(opened).ok();
+        // The engine waits until nobody can say a number any more.
+        drop(warm_up);
         let mut tasks = tokio::task::JoinSet::new();
         while let Some(assignment) = assignments.recv().await {
             tasks.spawn_local(exchange(Rc::clone(&worker), assignment));

@@ -101,6 +101,10 @@ pub struct ConnectionArgs {
     /// The whole request; default: no limit.
     #[arg(long, value_name = "D", value_parser = parse_duration)]
     pub total_timeout: Option<Duration>,
+    /// Connections to open before the start; requests on them have no connect
+    /// instants and count as reusing.
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u16).range(..=8192))]
+    pub warm_connections: u16,
     /// Worker threads; default: half the cores.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub workers: Option<u16>,

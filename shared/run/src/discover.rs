@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::Value;
 use tapedeck_live::Timeouts;
+use tapedeck_live::headers::redirect_target;
 use url::Url;
 
 use crate::args::TargetArgs;
@@ -39,6 +40,11 @@ async fn ask(models: &Url, target: &TargetArgs, timeouts: &Timeouts) -> Result<S
     // A URL in an error would show its query, and so its secrets.
     let response = request.send().await.map_err(reqwest::Error::without_url)?;
     let status = response.status();
+    if status.is_redirection()
+        && let Some(to) = redirect_target(models, response.headers())
+    {
+        bail!("HTTP {status}, redirected to {to}, not followed");
+    }
     if !status.is_success() {
         bail!("HTTP {status}");
     }
@@ -58,6 +64,9 @@ fn client(target: &TargetArgs, timeouts: &Timeouts) -> Result<reqwest::Client> {
         .connect_timeout(timeouts.connect)
         .timeout(timeouts.connect.max(timeouts.first_byte))
         .no_proxy()
+        // As the load itself does; and reqwest would carry an API key in a header
+        // of its own name to whatever host the redirect names.
+        .redirect(reqwest::redirect::Policy::none())
         .tls_danger_accept_invalid_certs(target.insecure);
     if let Some(path) = &target.cacert {
         let pem = std::fs::read(path)

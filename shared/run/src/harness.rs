@@ -9,8 +9,8 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::{Value, json};
 use tapedeck_clock::RunClock;
 use tapedeck_live::{
-    Arrival, Gauges, PreparedRequest, RunSpec, Stop, StopLevel, Telemetry, Timeouts,
-    run as run_arrivals,
+    Arrival, Failure, Gauges, PreparedRequest, RunSpec, Stop, StopLevel, Telemetry, Timeouts,
+    Workers, run as run_arrivals,
 };
 use tapedeck_recording::{Durability, EventBatch, MarkRow, Phase, Sink, Writer, WriterOptions};
 
@@ -31,6 +31,8 @@ pub struct Harness<'a> {
     pub server: &'a Server,
     pub timeouts: Timeouts,
     pub workers: usize,
+    /// Opened before the start of each recording's load.
+    pub warm_connections: usize,
     pub stop: Arc<Stop>,
     /// What of an unsealed recording outlives a crash.
     pub durability: Durability,
@@ -55,6 +57,7 @@ impl<'a> Harness<'a> {
             server,
             timeouts: requests::timeouts(connection),
             workers: requests::workers(connection),
+            warm_connections: usize::from(connection.warm_connections),
             stop,
             durability: output.durability,
             quiet: output.no_progress || output.json,
@@ -88,8 +91,20 @@ pub struct Plan {
 
 /// The probe did not get an answer that a load could be measured against.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}\nhint: --no-probe sends the load all the same")]
-struct ProbeFailed(String);
+#[error("{message}\nhint: {hint}")]
+struct ProbeFailed {
+    message: String,
+    hint: &'static str,
+}
+
+fn probe_hint(failure: &Failure) -> &'static str {
+    match failure.status {
+        Some(300..400) => {
+            "name the address itself with --url; a redirect would be part of every latency"
+        }
+        _ => "--no-probe sends the load all the same",
+    }
+}
 
 impl Harness<'_> {
     /// Records `arrivals` into `dir`. Their offsets count from the start of the
@@ -166,14 +181,16 @@ impl Run<'_> {
             self.mark(sink, "phase_end", &json!({"phase": "probe"}));
             first_id = 1;
         }
+        let mut spec = self.spec(sink, 0, first_id);
+        spec.parallel = plan.parallel;
+        let workers = self.warm_workers(&spec)?;
         self.mark(sink, "phase_begin", &json!({"phase": "measure"}));
         let progress = Progress::start(Arc::clone(&self.gauges), plan.number, self.harness.quiet);
         let start_ns = self.clock.now_ns() + LEAD_NS;
-        let mut spec = self.spec(sink, start_ns, first_id);
-        spec.parallel = plan.parallel;
+        spec.start_ns = start_ns;
         let duration_ns = plan.duration.map(|d| i64::try_from(d.as_nanos()));
         spec.until_ns = duration_ns.map(|ns| start_ns.saturating_add(ns.unwrap_or(i64::MAX)));
-        let sent = run_arrivals(
+        let sent = workers.run(
             &spec,
             arrivals.map(|mut arrival| {
                 arrival.offset_ns = arrival.offset_ns.map(|ns| start_ns.saturating_add(ns));
@@ -185,6 +202,20 @@ impl Run<'_> {
         telemetry.finish();
         sent?;
         Ok(())
+    }
+
+    fn warm_workers(&self, spec: &RunSpec) -> Result<Workers> {
+        let asked = self.harness.warm_connections;
+        let workers = Workers::start(spec, asked)?;
+        if asked > 0 {
+            let opened = workers.warm_connections();
+            let detail = json!({"asked": asked, "opened": opened});
+            self.mark(&spec.sink, "connections_warmed", &detail);
+            if opened < asked {
+                eprintln!("opened {opened} of {asked} connections before the start");
+            }
+        }
+        Ok(workers)
     }
 
     /// One request before the load, so that a wrong URL, key or model is one
@@ -207,11 +238,14 @@ impl Run<'_> {
             None => Ok(()),
             // Stopped by the user: the recording is sealed as it is.
             Some(_) if self.harness.stop.level() != StopLevel::Run => Ok(()),
-            Some(failure) => Err(ProbeFailed(format!(
-                "the probe request to {} failed: {}",
-                self.harness.server.shown,
-                failure_text(failure)
-            ))
+            Some(failure) => Err(ProbeFailed {
+                message: format!(
+                    "the probe request to {} failed: {}",
+                    self.harness.server.shown,
+                    failure_text(failure)
+                ),
+                hint: probe_hint(failure),
+            }
             .into()),
         }
     }

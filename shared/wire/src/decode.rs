@@ -142,16 +142,17 @@ impl Inflate {
         let mut used = 0;
         loop {
             let (before_in, before_out) = (self.engine.total_in(), self.engine.total_out());
-            let status = self
-                .engine
-                .decompress(&bytes[used..], &mut self.buffer, FlushDecompress::None)
-                .ok()?;
+            let status =
+                self.engine
+                    .decompress(&bytes[used..], &mut self.buffer, FlushDecompress::None);
             let consumed = (self.engine.total_in() - before_in) as usize;
             let produced = (self.engine.total_out() - before_out) as usize;
             used += consumed;
             if produced > 0 {
                 out(&self.buffer[..produced]);
             }
+            // Only now: what lies before the damage came out with the error.
+            let status = status.ok()?;
             if status == Status::StreamEnd {
                 return Some((used, true));
             }

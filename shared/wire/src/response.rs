@@ -6,6 +6,7 @@
 //! and its bytes kept.
 
 use bytes::Bytes;
+use memchr::memchr2;
 
 use crate::decode::{DecodeError, Decoder};
 use crate::openai::{self, Api, Usage};
@@ -215,10 +216,21 @@ impl<T: Copy> ResponseReader<T> {
 
 impl<T: Copy> Answer<T> {
     fn feed(&mut self, tag: T, bytes: &[u8], out: &mut impl FnMut(Chunk<'_, T>)) {
-        let bytes = match self.shape {
+        let mut bytes = match self.shape {
             Shape::Undecided { sse_type } => self.decide(sse_type, bytes),
             _ => bytes,
         };
+        // Line by line, so that the copy ends with the first event however the
+        // bytes came.
+        while self.shape == Shape::Doubtful && !bytes.is_empty() {
+            let line_end = memchr2(b'\n', b'\r', bytes).map_or(bytes.len(), |at| at + 1);
+            let (line, after) = bytes.split_at(line_end);
+            self.body.push(line);
+            self.framer
+                .feed(tag, line, &mut |frame| self.story.doubt(&frame, out));
+            self.trust_events();
+            bytes = after;
+        }
         match self.shape {
             Shape::Undecided { .. } | Shape::Whole => self.body.push(bytes),
             Shape::Stream => {
@@ -226,12 +238,7 @@ impl<T: Copy> Answer<T> {
                 self.framer
                     .feed(tag, bytes, &mut |frame| self.story.hand_out(&frame, out));
             }
-            Shape::Doubtful => {
-                self.body.push(bytes);
-                self.framer
-                    .feed(tag, bytes, &mut |frame| self.story.doubt(&frame, out));
-                self.trust_events();
-            }
+            Shape::Doubtful => {}
         }
     }
 

@@ -179,3 +179,25 @@ fn a_cut_body_is_incomplete_and_an_empty_one_is_not() {
             .is_incomplete()
     );
 }
+
+/// Found by fuzzing: what one call decoded before the damage was dropped, so that
+/// it came out or not depending on the reads.
+#[test]
+fn what_lies_before_the_damage_comes_out_in_any_reads() {
+    let mut encoder = DeflateEncoder::new(Vec::new(), Compression::fast());
+    encoder.write_all(b"data: a\n\n").expect("memory takes all");
+    encoder.flush().expect("memory takes all");
+    let mut body = encoder.get_ref().clone();
+    // A block type that does not exist.
+    body.push(0xFF);
+    for read_bytes in [1, 2, body.len()] {
+        let mut decoder = Decoder::new(Some("deflate")).expect("a known encoding");
+        let mut decoded = Vec::new();
+        let failed = body.chunks(read_bytes).any(|read| {
+            let take = &mut |piece: &[u8]| decoded.extend_from_slice(piece);
+            decoder.feed(read, take).is_err()
+        });
+        assert!(failed);
+        assert_eq!(decoded, b"data: a\n\n", "{read_bytes}-byte reads");
+    }
+}
