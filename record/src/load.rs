@@ -77,6 +77,14 @@ fn tell(source: &Source) {
             "warning: tokens are estimated from the length of the text (UTF-8 bytes / 4): the length filter and the output limits are approximate\nhint: --tokenizer-path counts as the model does"
         );
     }
+    let is_prompt = matches!(source.spec.source, dataset::Source::Prompt(_));
+    if let Some(limit) = source.spec.limit
+        && limit > loaded.prompts.len()
+        && !is_prompt
+    {
+        let prompts = loaded.prompts.len();
+        eprintln!("{prompts} prompts are sent again and again to make {limit} requests");
+    }
     if loaded.left_out.total() > 0 {
         let (sent, records) = (loaded.prompts.len(), loaded.records);
         let unused = match loaded.unused {
