@@ -29,6 +29,10 @@ const COMMAND: &str = "load";
 /// # Errors
 /// When the load cannot be set up, the probe fails, or the disk does.
 pub fn run(args: &LoadArgs) -> Result<Ending> {
+    if let Some(tokenizer) = &args.workload.tokenizer_path {
+        // A large data set takes a core many seconds.
+        eprintln!("counting tokens with {}", tokenizer.display());
+    }
     let source = config::source(args)?;
     tell(&source);
     let levels = config::levels(&args.shape, source.default_number)?;
