@@ -281,6 +281,11 @@ fn openqa_is_read_in_order_again_and_again_within_the_limits() {
     let line = format!("--dataset openqa --dataset-path {} --json", path.display());
     let ran = load(&format!("{line} --min-prompt-chars 2 --number 7"), &out).expect(0);
     assert!(ran.stderr.contains("below the minimum"), "{}", ran.stderr);
+    assert!(
+        ran.stderr.contains("3 prompts are sent again"),
+        "{}",
+        ran.stderr
+    );
     let (recording, rows) = opened(&out);
     let sent: Vec<String> = rows.iter().map(prompt).collect();
     let kept = ["to be or not", "that is the question", "tö"];

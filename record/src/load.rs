@@ -29,6 +29,10 @@ const COMMAND: &str = "load";
 /// # Errors
 /// When the load cannot be set up, the probe fails, or the disk does.
 pub fn run(args: &LoadArgs) -> Result<Ending> {
+    if let Some(tokenizer) = &args.workload.tokenizer_path {
+        // A large data set takes a core many seconds.
+        eprintln!("counting tokens with {}", tokenizer.display());
+    }
     let source = config::source(args)?;
     tell(&source);
     let levels = config::levels(&args.shape, source.default_number)?;
@@ -76,6 +80,14 @@ fn tell(source: &Source) {
         eprintln!(
             "warning: tokens are estimated from the length of the text (UTF-8 bytes / 4): the length filter and the output limits are approximate\nhint: --tokenizer-path counts as the model does"
         );
+    }
+    let is_prompt = matches!(source.spec.source, dataset::Source::Prompt(_));
+    if let Some(limit) = source.spec.limit
+        && limit > loaded.prompts.len()
+        && !is_prompt
+    {
+        let prompts = loaded.prompts.len();
+        eprintln!("{prompts} prompts are sent again and again to make {limit} requests");
     }
     if loaded.left_out.total() > 0 {
         let (sent, records) = (loaded.prompts.len(), loaded.records);

@@ -55,8 +55,6 @@ pub enum WorkloadError {
     EmptyPrompt,
     #[error("the limits on prompt lengths leave nothing to send: {0}")]
     PromptLeftOut(String),
-    #[error("--dataset {0} needs {1}")]
-    Needs(&'static str, &'static str),
     #[error("{0} needs --tokenizer-path, a tokenizer.json or the folder of a model")]
     NeedsTokenizer(&'static str),
     #[error("{0} is not in this build\nhint: build with the default feature `datasets`")]
