@@ -352,7 +352,9 @@ fn waiting_for_a_slot_is_load_and_not_lateness_of_the_client() {
         out.display()
     );
     run_line("record", &line).expect(0);
-    let sql = "SELECT verdict, dispatch_lag_ms_p99 IS NULL AS unknown,
+    // A machine with other work may be late in reading, never in dispatching.
+    let sql = "SELECT verdict = 'ok' OR reason LIKE 'chunks waited%' AS punctual,
+        dispatch_lag_ms_p99 IS NULL AS unknown,
         (SELECT max(queue_delay_ms) FROM request_latency) > 100 AS waited
         FROM verdict JOIN schedule_lag USING (recording_id)";
     let shown = run(
@@ -360,5 +362,5 @@ fn waiting_for_a_slot_is_load_and_not_lateness_of_the_client() {
         ["query", out.to_str().unwrap(), sql, "--format", "csv"],
     )
     .expect(0);
-    assert_eq!(shown.stdout.lines().last(), Some("ok,true,true"));
+    assert_eq!(shown.stdout.lines().last(), Some("true,true,true"));
 }

@@ -450,7 +450,8 @@ fn many_rows_that_break_one_invariant_are_counted() {
         events.requests.push(row.clone());
         events.requests.push(row);
     }
-    let found = findings(&write(&dir.path().join("r"), events));
+    let mut found = findings(&write(&dir.path().join("r"), events));
+    found.retain(|broken| broken.check == "duplicate_request");
     assert_eq!(found.len(), 6);
     assert_eq!(found[5].subject, "45 more");
 }

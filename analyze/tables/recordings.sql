@@ -9,6 +9,10 @@
 --   wall_clock_start  TEXT     -       -  t = 0 in RFC 3339, UTC.
 --   dropped_events    BIGINT   events  -  Events that the recorder had to drop.
 --   missing_segments  BIGINT   files   -  Files that the manifest lists and the disk does not have.
+--   live              BOOLEAN  -       -  Somebody is writing it now.
+--   recovered_rows    BIGINT   rows    -  Rows that were in the write-ahead log only.
+--   lost_rows         BIGINT   rows    -  Rows that were numbered and are nowhere.
+--   torn_bytes        BIGINT   bytes   -  Bytes of the log that are no whole frame.
 --   timestamp_source  TEXT     -       -  kernel, process or mixed.
 --   open_loop         BOOLEAN  -       -  Arrivals had a schedule of their own.
 --   waits_for_slots   BOOLEAN  -       -  A schedule and a cap on requests in flight.

@@ -14,6 +14,7 @@ fact AS (
     g.recording_id,
     g.dropped_events,
     g.missing_segments,
+    g.lost_rows,
     l.dispatched,
     l.chunks_read,
     l.dispatch_lag_ms_p99 AS dispatch_ms,
@@ -29,6 +30,7 @@ SELECT
   CASE
     WHEN dropped_events > 0
       OR missing_segments > 0
+      OR lost_rows > 0
       OR read_ms > invalid_ms
       OR dispatch_ms > invalid_ms THEN 'invalid'
     WHEN read_ms > saturated_ms
@@ -40,6 +42,8 @@ SELECT
       concat(dropped_events, ' events were dropped: rows are missing')
     WHEN missing_segments > 0 THEN
       concat(missing_segments, ' sealed files are gone: rows are missing')
+    WHEN lost_rows > 0 THEN
+      concat(lost_rows, ' rows were recorded and are lost: rows are missing')
     WHEN read_ms > saturated_ms
       AND (dispatch_ms IS NULL OR read_ms >= dispatch_ms) THEN
       concat(
