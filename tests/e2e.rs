@@ -5,11 +5,14 @@
 )]
 
 mod awkward;
+mod crash;
+mod durability;
 #[allow(
     clippy::too_many_lines,
     reason = "a table of bad inputs and their messages is as long as it has rows"
 )]
 mod failures;
+mod format;
 mod metrics;
 mod oracle;
 mod readme;
