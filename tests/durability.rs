@@ -46,14 +46,17 @@ fn health(recording: &Path) -> String {
 /// A load that runs until it is told to stop.
 fn start(out: &Path, flags: &str) -> Child {
     let flags = format!("--parallel 8 --duration 60s {flags}");
-    let child = load(out, &flags).spawn().unwrap();
-    for _ in 0..1000 {
-        if Recording::open(out).is_ok_and(|r| r.rows(Table::Chunks).unwrap().len() > 100) {
-            return child;
-        }
+    let mut child = load(out, &flags).spawn().unwrap();
+    let has_chunks = (0..3000).any(|_| {
         std::thread::sleep(Duration::from_millis(10));
+        Recording::open(out).is_ok_and(|r| r.rows(Table::Chunks).unwrap().len() > 100)
+    });
+    if !has_chunks {
+        drop(child.kill());
+        drop(child.wait());
+        panic!("no chunk is recorded within half a minute");
     }
-    panic!("no chunk is recorded within ten seconds");
+    child
 }
 
 /// Names, lengths and times of everything in `dir`.

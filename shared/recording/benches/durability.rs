@@ -5,6 +5,11 @@
 //! CPU is that of the whole process, less that of making the rows, which a run of
 //! its own measures. Batches are those of the live layer: 256 rows.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a measurement that cannot be made has nobody to tell"
+)]
+
 use std::path::Path;
 
 use nix::sys::resource::{UsageWho, getrusage};
