@@ -5,12 +5,11 @@
 )]
 
 mod awkward;
+mod crash;
 mod derived;
-#[allow(
-    clippy::too_many_lines,
-    reason = "a table of bad inputs and their messages is as long as it has rows"
-)]
+mod durability;
 mod failures;
+mod format;
 mod fuzz_seeds;
 mod metrics;
 mod oracle;

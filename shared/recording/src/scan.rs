@@ -113,14 +113,14 @@ impl Scan {
     fn decode(&mut self, header: &Header, payload: &Buffer) -> Result<RecordBatch, ArrowError> {
         let key = (header.table as u8, header.schema_crc);
         if !self.decoders.contains_key(&key) {
-            let schema = match self.schemas.get(&header.schema_crc) {
+            let mut schema = match self.schemas.get(&header.schema_crc) {
                 Some(schema) => schema.clone(),
                 // The frame of the schema may be damaged; ours does as well when it
                 // is the same.
                 None => own_schema(header)?,
             };
             let mut decoder = StreamDecoder::new();
-            decoder.decode(&mut schema.clone())?;
+            decoder.decode(&mut schema)?;
             self.decoders.insert(key, decoder);
         }
         let decoder = self.decoders.get_mut(&key).ok_or_else(unreadable)?;

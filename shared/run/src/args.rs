@@ -131,6 +131,10 @@ pub struct OutputArgs {
     /// the machine dies too; `batch`, all that was handed over, one sync each.
     #[arg(long, value_name = "HOW", default_value = "interval", value_parser = parse_durability)]
     pub durability: Durability,
+    /// Turn what was recorded into Parquet at least this often; large segments are
+    /// sealed earlier.
+    #[arg(long, value_name = "D", default_value = "5m", value_parser = parse_duration)]
+    pub seal_every: Duration,
     /// Print no report at the end.
     #[arg(long)]
     pub no_report: bool,

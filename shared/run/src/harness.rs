@@ -12,7 +12,7 @@ use tapedeck_live::{
     Arrival, Failure, Gauges, PreparedRequest, RunSpec, Stop, StopLevel, Telemetry, Timeouts,
     Workers, run as run_arrivals,
 };
-use tapedeck_recording::{Durability, EventBatch, MarkRow, Phase, Sink, Writer, WriterOptions};
+use tapedeck_recording::{EventBatch, MarkRow, Phase, SegmentLimits, Sink, Writer, WriterOptions};
 
 use crate::args::{ConnectionArgs, OutputArgs};
 use crate::manifest::{Described, describe};
@@ -34,8 +34,7 @@ pub struct Harness<'a> {
     /// Opened before the start of each recording's load.
     pub warm_connections: usize,
     pub stop: Arc<Stop>,
-    /// What of an unsealed recording outlives a crash.
-    pub durability: Durability,
+    pub writer: WriterOptions,
     /// No progress bar.
     pub quiet: bool,
 }
@@ -59,9 +58,20 @@ impl<'a> Harness<'a> {
             workers: requests::workers(connection),
             warm_connections: usize::from(connection.warm_connections),
             stop,
-            durability: output.durability,
+            writer: writer_options(output),
             quiet: output.no_progress || output.json,
         })
+    }
+}
+
+fn writer_options(output: &OutputArgs) -> WriterOptions {
+    let limits = SegmentLimits {
+        age: output.seal_every,
+        ..SegmentLimits::default()
+    };
+    WriterOptions {
+        durability: output.durability,
+        ..limits.into()
     }
 }
 
@@ -126,13 +136,10 @@ impl Harness<'_> {
         };
         let mut manifest = describe(clock, &plan.described);
         if let Some(settings) = manifest.settings.as_object_mut() {
-            settings.insert("durability".into(), self.durability.as_str().into());
+            let durability = self.writer.durability.as_str();
+            settings.insert("durability".into(), durability.into());
         }
-        let options = WriterOptions {
-            durability: self.durability,
-            ..WriterOptions::default()
-        };
-        let writer = Writer::create(dir, manifest, options)?;
+        let writer = Writer::create(dir, manifest, self.writer)?;
         let result = run.drive(plan, &writer.sink(), arrivals);
         let sealed = writer.finish();
         // The disk's error explains the run's, not the other way round.

@@ -2,6 +2,7 @@ use super::*;
 use crate::event::{ChunkKind, ChunkRow, SampleRow};
 use crate::reader::{Recording, read_file};
 use crate::schema::Table;
+use crate::testing::until;
 
 fn manifest() -> Manifest {
     Manifest::new("test", "test", 0)
@@ -168,4 +169,114 @@ fn dropped_events_are_counted_in_the_manifest() {
     };
     writer.sink().push(batch).unwrap();
     assert_eq!(writer.finish().unwrap().dropped_events, 17);
+}
+
+fn patient(rows: usize) -> WriterOptions {
+    WriterOptions {
+        on_disk_error: DiskError::DropAndRetry,
+        ..limits(rows).into()
+    }
+}
+
+#[test]
+fn a_disk_that_comes_back_gets_everything_but_what_is_counted_as_dropped() {
+    let dir = tempfile::tempdir().unwrap();
+    let writer = Writer::create(dir.path(), manifest(), patient(4)).unwrap();
+    let sink = writer.sink();
+    let in_the_way = dir.path().join("chunks");
+    std::fs::write(&in_the_way, "in the way").unwrap();
+    // One segment being sealed, one that waits for it, then the queue.
+    let (mut offered, mut dropped) = (0, 0);
+    while dropped < 3 * 4 {
+        let batch = chunks(3);
+        offered += batch.len() as u64;
+        dropped += if sink.offer(batch) { 0 } else { 4 };
+        assert!(
+            offered < 4 * 2 * QUEUE_BATCHES as u64,
+            "the queue has a bound"
+        );
+    }
+    std::fs::remove_file(&in_the_way).unwrap();
+    until("rows are taken again", || {
+        let taken = sink.offer(chunks(3));
+        offered += 4;
+        dropped += if taken { 0 } else { 4 };
+        taken
+    });
+    assert!(!sink.failed());
+    let manifest = writer.finish().unwrap();
+    assert_eq!(manifest.state, State::Sealed);
+    assert_eq!(manifest.dropped_events, dropped);
+    let recording = Recording::open(dir.path()).unwrap();
+    let kept = recording.rows(Table::Chunks).unwrap().len()
+        + recording.rows(Table::Samples).unwrap().len();
+    assert_eq!(kept as u64 + dropped, offered);
+    let marks = recording.rows(Table::Marks).unwrap().marks;
+    assert!(
+        marks
+            .iter()
+            .all(|m| &*m.name == "dropped" && m.detail.contains("from_ns"))
+    );
+}
+
+#[test]
+fn a_log_that_is_refused_is_a_hole_until_the_next_seal() {
+    let dir = tempfile::tempdir().unwrap();
+    let writer = Writer::create(dir.path(), manifest(), patient(1000)).unwrap();
+    let (wal, away) = (dir.path().join(WAL_DIR), dir.path().join("away"));
+    std::fs::rename(&wal, &away).unwrap();
+    writer.sink().push(chunks(3)).unwrap();
+    std::thread::sleep(COMMIT_EVERY * 3);
+    std::fs::rename(&away, &wal).unwrap();
+    // The log is tried again a second later, and then the segment is sealed.
+    until("all is sealed", || {
+        writer.sink().push(chunks(3)).unwrap();
+        let recording = Recording::open(dir.path()).unwrap();
+        !recording.files(Table::Chunks).is_empty()
+    });
+    let rows = Recording::open(dir.path()).unwrap().rows(Table::Chunks);
+    assert!(rows.unwrap().chunks.rows.len() >= 3);
+    let manifest = writer.finish().unwrap();
+    assert_eq!(
+        (manifest.state, manifest.dropped_events),
+        (State::Sealed, 0)
+    );
+}
+
+#[test]
+fn a_log_that_is_refused_ends_an_impatient_writer_and_nothing_is_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let writer = Writer::create(dir.path(), manifest(), limits(1000)).unwrap();
+    std::fs::rename(dir.path().join(WAL_DIR), dir.path().join("away")).unwrap();
+    let sink = writer.sink();
+    sink.push(chunks(3)).unwrap();
+    until("the writer stops", || sink.failed());
+    assert_eq!(sink.push(chunks(1)), Err(Stopped));
+    let error = writer.finish().unwrap_err();
+    // What was in memory went into Parquet; what came later is counted.
+    assert!(
+        matches!(error, WriteError::Incomplete { lost_events: 2, .. }),
+        "{error:?}"
+    );
+    let recording = Recording::open(dir.path()).unwrap();
+    assert_eq!(recording.manifest.state, State::Open);
+    assert_eq!(recording.manifest.rows(Table::Chunks), 3);
+}
+
+#[test]
+fn every_durability_makes_the_same_recording() {
+    for durability in Durability::ALL {
+        let dir = tempfile::tempdir().unwrap();
+        let options = WriterOptions {
+            durability: *durability,
+            ..limits(10).into()
+        };
+        let writer = Writer::create(dir.path(), manifest(), options).unwrap();
+        for _ in 0..5 {
+            writer.sink().push(chunks(3)).unwrap();
+        }
+        assert_eq!(writer.finish().unwrap().rows(Table::Chunks), 15);
+        let wal = std::fs::read_dir(dir.path().join(WAL_DIR)).unwrap();
+        assert_eq!(wal.count(), 0);
+    }
 }
