@@ -132,7 +132,8 @@ fn a_tokenizer_counts_what_the_server_did_not() {
     // the one it names.
     let mut manifest = Manifest::load(&out).unwrap();
     let hash = tapedeck_tokens::content_hash(&tokenizer).unwrap();
-    manifest.settings["tokenizer"] = json!({"path": tokenizer, "content_hash": hash});
+    let named = json!({"path": tokenizer, "content_hash": hash});
+    manifest.settings["dataset"] = json!({"tokenizer": named});
     manifest.store(&out).unwrap();
     assert_eq!(query(&out, &[], COUNTED), expected);
     fs::write(&tokenizer, fs::read_to_string(&tokenizer).unwrap() + "\n").unwrap();

@@ -522,7 +522,7 @@ fn tokenizer(recording: &Recording, chosen: Option<&Path>) -> Option<String> {
     if let Some(path) = chosen {
         return Some(path.display().to_string());
     }
-    let named = recording.manifest.settings.get("tokenizer")?;
+    let named = recording.manifest.settings.pointer("/dataset/tokenizer")?;
     let path = named.get("path")?.as_str()?;
     let hash = named.get("content_hash")?.as_str()?;
     let found = tapedeck_tokens::content_hash(Path::new(path)).ok()?;

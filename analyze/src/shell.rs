@@ -140,8 +140,9 @@ impl Shell<'_> {
             editor.load_history(path).ok();
         }
         let n = self.session.recordings().len();
+        let noun = if n == 1 { "recording" } else { "recordings" };
         self.say(&format!(
-            "{n} recordings. Statements end with ; and \\? lists commands.\n"
+            "{n} {noun}. Statements end with ; and \\? lists commands.\n"
         ));
         loop {
             match editor.readline("tapedeck> ") {
