@@ -4,6 +4,7 @@ Usage: execute.py NOTEBOOK
 """
 
 import sys
+import tempfile
 from pathlib import Path
 
 import nbformat
@@ -11,8 +12,9 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from traitlets.config import Config
 
-# One cell takes seconds; a machine that stands still should not pass for a hang.
-CELL_TIMEOUT_S = 300
+# For the kernel's start and for each cell. They take seconds; a busy machine must
+# not pass for a hang.
+TIMEOUT_S = 300
 
 
 def code_cells(notebook):
@@ -36,17 +38,21 @@ def main(path: Path) -> int:
         print(f"{path}: has outputs\nhint: clear them before committing", file=sys.stderr)
         return 1
     drawing = sum("plt.subplots" in cell.source for cell in code_cells(notebook))
-    client = NotebookClient(
-        notebook,
-        timeout=CELL_TIMEOUT_S,
-        resources={"metadata": {"path": path.parent}},
-        config=Config({"KernelManager": {"transport": "ipc"}}),
-    )
-    try:
-        client.execute()
-    except CellExecutionError as error:
-        print(f"{path}: {error}", file=sys.stderr)
-        return 1
+    with tempfile.TemporaryDirectory() as sockets:
+        # Sockets of files, at one path for both sides whatever their folders.
+        ipc = {"transport": "ipc", "ip": f"{sockets}/kernel"}
+        client = NotebookClient(
+            notebook,
+            timeout=TIMEOUT_S,
+            startup_timeout=TIMEOUT_S,
+            resources={"metadata": {"path": path.parent}},
+            config=Config({"KernelManager": ipc}),
+        )
+        try:
+            client.execute()
+        except CellExecutionError as error:
+            print(f"{path}: {error}", file=sys.stderr)
+            return 1
     if pictures(notebook) != drawing:
         print(f"{path}: {pictures(notebook)} of {drawing} figures were drawn", file=sys.stderr)
         return 1

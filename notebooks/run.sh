@@ -9,7 +9,7 @@ export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/tap
 venv="${TAPEDECK_VENV:-${XDG_CACHE_HOME:-$HOME/.cache}/tapedeck-venv}"
 
 if ! cmp --silent requirements.txt "$venv/requirements.txt"; then
-  python3 -m venv --clear "$venv"
+  python3 -m venv "$venv"
   "$venv/bin/pip" install --quiet --disable-pip-version-check --requirement requirements.txt
   # Last, so that an installation that was cut short is made again.
   cp requirements.txt "$venv/requirements.txt"
