@@ -118,15 +118,15 @@ impl Gauges {
         self.failures.lock().map(|f| f.clone()).unwrap_or_default()
     }
 
-    pub(crate) fn started(&self) {
+    pub fn started(&self) {
         self.started.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(crate) fn chunk(&self) {
+    pub fn chunk(&self) {
         self.chunks.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(crate) fn ended(&self, failure: Option<Failure>) {
+    pub fn ended(&self, failure: Option<Failure>) {
         if let Some(failure) = failure {
             self.failed.fetch_add(1, Ordering::Relaxed);
             if let Ok(mut failures) = self.failures.lock()
