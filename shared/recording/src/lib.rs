@@ -9,6 +9,7 @@ pub mod event;
 mod files;
 pub mod footer;
 pub mod manifest;
+pub mod privacy;
 pub mod reader;
 pub mod schema;
 pub mod segment;
@@ -19,6 +20,7 @@ pub use event::{
     ResponseRow, SampleRow, TimestampSource,
 };
 pub use manifest::Manifest;
+pub use privacy::{Content, Privacy};
 pub use reader::Recording;
 pub use schema::Table;
 pub use writer::{SegmentLimits, Sink, Writer};

@@ -12,10 +12,12 @@ use crate::words::ChunkKind;
 mod delta;
 mod document;
 mod envelope;
+mod request;
 mod values;
 
 use document::Facts;
 pub use envelope::Interpreter;
+pub use request::{RequestFacts, request_facts};
 
 word_enum! {
     /// Whose wire format an exchange speaks.
