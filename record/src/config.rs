@@ -149,7 +149,7 @@ mod tests {
             .chain(line.split_whitespace());
         match Cli::try_parse_from(words).unwrap().command {
             Command::Load(args) => *args,
-            Command::Simulate(_) => unreachable!(),
+            Command::Proxy(_) | Command::Simulate(_) => unreachable!(),
         }
     }
 

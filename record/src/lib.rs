@@ -1,10 +1,11 @@
-//! The recorder: `record load` and `record simulate`.
+//! The recorder: `record load`, `record proxy` and `record simulate`.
 //!
 //! [`cli`] is what the user typed, [`config`] what it means, [`load`] the run.
 
 pub mod cli;
 pub mod config;
 pub mod load;
+mod proxy;
 mod simulate;
 
 use std::process::ExitCode;
@@ -18,6 +19,7 @@ use cli::{Cli, Command};
 pub fn run(cli: Cli) -> ExitCode {
     let result = match cli.command {
         Command::Load(args) => load::run(&args),
+        Command::Proxy(args) => proxy::run(&args),
         Command::Simulate(args) => simulate::run(&args).map(|()| Ending::Fine),
     };
     exit_code(result)

@@ -21,6 +21,30 @@ use crate::metrics::Metrics;
 /// A caller of the admin address has this long to ask.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// What the admin address tells about.
+#[derive(Debug)]
+pub struct Watched {
+    pub metrics: Arc<Metrics>,
+    pub sink: Sink,
+    /// Traffic is refused where recording fails.
+    pub strict: bool,
+}
+
+impl Watched {
+    /// A proxy that no longer records still serves, unless it is strict.
+    fn health(&self) -> (StatusCode, &'static str, String) {
+        let text = match self.sink.failed() {
+            true => "recording has failed\n",
+            false => "ok\n",
+        };
+        let status = match self.sink.failed() && self.strict {
+            true => StatusCode::SERVICE_UNAVAILABLE,
+            false => StatusCode::OK,
+        };
+        (status, "text/plain", text.to_owned())
+    }
+}
+
 /// Answers on the admin address until the process ends.
 #[derive(Debug)]
 pub struct Admin {
@@ -34,8 +58,7 @@ impl Admin {
     /// When the listener cannot be used or the thread cannot be started.
     pub fn start(
         listener: StdListener,
-        metrics: Arc<Metrics>,
-        sink: Sink,
+        watched: Watched,
     ) -> std::io::Result<Self> {
         let addr = listener.local_addr()?;
         listener.set_nonblocking(true)?;
@@ -45,7 +68,7 @@ impl Admin {
             .build()?;
         std::thread::Builder::new()
             .name("tapedeck-admin".into())
-            .spawn(move || runtime.block_on(serve(listener, metrics, sink)))?;
+            .spawn(move || runtime.block_on(serve(listener, watched)))?;
         Ok(Self { addr })
     }
 
@@ -57,14 +80,14 @@ impl Admin {
 
 /// One caller at a time, each for [`PATIENCE`] at most: what this may cost is
 /// bounded, whoever calls.
-async fn serve(listener: StdListener, metrics: Arc<Metrics>, sink: Sink) {
+async fn serve(listener: StdListener, watched: Watched) {
     let Ok(listener) = TcpListener::from_std(listener) else {
         return;
     };
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
-                let answered = answer(stream, &metrics, &sink);
+                let answered = answer(stream, &watched);
                 // What a caller does wrong is its own affair.
                 tokio::time::timeout(PATIENCE, answered).await.ok();
             }
@@ -73,9 +96,9 @@ async fn serve(listener: StdListener, metrics: Arc<Metrics>, sink: Sink) {
     }
 }
 
-async fn answer(stream: TcpStream, metrics: &Metrics, sink: &Sink) {
+async fn answer(stream: TcpStream, watched: &Watched) {
     let service = service_fn(|request: Request<Incoming>| {
-        std::future::ready(Ok::<_, Infallible>(page(&request, metrics, sink)))
+        std::future::ready(Ok::<_, Infallible>(page(&request, watched)))
     });
     http1::Builder::new()
         .keep_alive(false)
@@ -85,16 +108,12 @@ async fn answer(stream: TcpStream, metrics: &Metrics, sink: &Sink) {
         .ok();
 }
 
-fn page(request: &Request<Incoming>, metrics: &Metrics, sink: &Sink) -> Response<Full<Bytes>> {
+fn page(request: &Request<Incoming>, watched: &Watched) -> Response<Full<Bytes>> {
     let (status, kind, text) = match request.uri().path() {
-        "/health" if sink.failed() => {
-            let text = "traffic flows, recording has failed\n".to_owned();
-            (StatusCode::SERVICE_UNAVAILABLE, "text/plain", text)
-        }
-        "/health" => (StatusCode::OK, "text/plain", "ok\n".to_owned()),
+        "/health" => watched.health(),
         "/metrics" => {
             let kind = "text/plain; version=0.0.4; charset=utf-8";
-            (StatusCode::OK, kind, metrics.text(sink))
+            (StatusCode::OK, kind, watched.metrics.text(&watched.sink))
         }
         _ => {
             let text = "there are /health and /metrics\n".to_owned();

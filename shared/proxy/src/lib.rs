@@ -31,7 +31,7 @@ mod tunnel;
 mod upload;
 mod worker;
 
-pub use admin::Admin;
+pub use admin::{Admin, Watched};
 pub use metrics::Metrics;
 pub use rules::{Pattern, Rules};
 pub use server::{Proxy, ProxyError, Settings};

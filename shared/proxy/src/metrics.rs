@@ -89,6 +89,16 @@ impl Metrics {
         self.dropped_events.load(Ordering::Relaxed)
     }
 
+    /// Recorded attempts that did not end well.
+    #[must_use]
+    pub fn failed_requests(&self) -> u64 {
+        let outcomes = Outcome::ALL.iter().zip(&self.outcomes);
+        outcomes
+            .filter(|(outcome, _)| **outcome != Outcome::Ok)
+            .map(|(_, count)| count.load(Ordering::Relaxed))
+            .sum()
+    }
+
     pub(crate) fn outcome(&self, outcome: Outcome) {
         if let Some(at) = Outcome::ALL.iter().position(|known| *known == outcome) {
             self.outcomes[at].fetch_add(1, Ordering::Relaxed);

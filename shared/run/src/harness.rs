@@ -61,7 +61,7 @@ impl<'a> Harness<'a> {
 
 /// A connection is an open file, and so is its other end in the simulator. Where
 /// the limit cannot be raised, what it costs is recorded as it happens.
-fn raise_open_files_limit() {
+pub fn raise_open_files_limit() {
     if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
         && soft < hard
     {

@@ -63,7 +63,7 @@ const SECRET_FLAGS: &[&str] = &["--api-key"];
 /// Flags whose value is `name=secret`.
 const PAIR_FLAGS: &[&str] = &["--header", "--headers"];
 const ENDPOINT_FLAG: &str = "--endpoint";
-const URL_FLAGS: &[&str] = &["--url", "--base-url"];
+const URL_FLAGS: &[&str] = &["--url", "--base-url", "--upstream"];
 
 /// A command line with its secrets masked. Header values are always masked: a
 /// name does not tell whether its value is harmless.
