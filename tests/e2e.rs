@@ -12,6 +12,8 @@ mod awkward;
 mod failures;
 mod metrics;
 mod oracle;
+mod proxy;
+mod proxy_faults;
 mod readme;
 mod record_load;
 mod replay_run;

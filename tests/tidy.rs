@@ -27,6 +27,7 @@ fn arrows_between_the_layers_point_one_way() {
         ("shared/workload", &["wire"]),
         ("shared/simulator", &["clock"]),
         ("shared/live", &["clock", "recording", "wire"]),
+        ("shared/proxy", &["clock", "live", "recording", "wire"]),
         ("analyze", &["recording", "wire"]),
     ] {
         for found in own_dependencies(member) {

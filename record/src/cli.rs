@@ -144,7 +144,12 @@ pub struct ProxyArgs {
     #[command(flatten)]
     pub what: WhatArgs,
     /// Folder in which each start makes a recording.
-    #[arg(long, value_name = "ROOT", default_value = "recordings", help_heading = "Recording")]
+    #[arg(
+        long,
+        value_name = "ROOT",
+        default_value = "recordings",
+        help_heading = "Recording"
+    )]
     pub out: PathBuf,
     /// Name of the recording.
     #[arg(long, default_value = "proxy", help_heading = "Recording")]

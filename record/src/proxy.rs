@@ -81,9 +81,8 @@ impl Serving<'_> {
         admin: Option<TcpListener>,
     ) -> Result<Arc<Metrics>> {
         let shown = mask_url(&self.args.upstream);
-        let telemetry =
-            Telemetry::start(self.clock, Arc::clone(&self.gauges), self.sink.clone())
-                .context("cannot start the telemetry thread")?;
+        let telemetry = Telemetry::start(self.clock, Arc::clone(&self.gauges), self.sink.clone())
+            .context("cannot start the telemetry thread")?;
         self.mark("phase_begin");
         let proxy = Proxy::start(listener, settings, &self.sink, &self.stop, &self.gauges)?;
         let metrics = proxy.metrics();
@@ -93,8 +92,7 @@ impl Serving<'_> {
                 sink: self.sink.clone(),
                 strict: self.args.what.strict,
             };
-            let admin =
-                Admin::start(listener, watched).context("cannot start the admin thread")?;
+            let admin = Admin::start(listener, watched).context("cannot start the admin thread")?;
             eprintln!("metrics on http://{}/metrics", admin.addr());
         }
         let scheme = if self.args.tls_cert.is_some() {
@@ -231,7 +229,12 @@ fn tls(args: &ProxyArgs) -> Result<Option<Arc<ServerConfig>>> {
     let (Some(cert), Some(key)) = (&args.tls_cert, &args.tls_key) else {
         return Ok(None);
     };
-    let no_cert = || format!("cannot read certificates from --tls-cert {}", cert.display());
+    let no_cert = || {
+        format!(
+            "cannot read certificates from --tls-cert {}",
+            cert.display()
+        )
+    };
     let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_file_iter(cert)
         .with_context(no_cert)?
         .collect::<Result<_, _>>()

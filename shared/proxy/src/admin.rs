@@ -56,10 +56,7 @@ impl Admin {
     ///
     /// # Errors
     /// When the listener cannot be used or the thread cannot be started.
-    pub fn start(
-        listener: StdListener,
-        watched: Watched,
-    ) -> std::io::Result<Self> {
+    pub fn start(listener: StdListener, watched: Watched) -> std::io::Result<Self> {
         let addr = listener.local_addr()?;
         listener.set_nonblocking(true)?;
         let runtime = tokio::runtime::Builder::new_current_thread()

@@ -128,7 +128,11 @@ mod tests {
             ("connection", "te"),
         ]);
         assert_eq!(sent, expected);
-        assert!(response_headers(&came, true).get("transfer-encoding").is_none());
+        assert!(
+            response_headers(&came, true)
+                .get("transfer-encoding")
+                .is_none()
+        );
     }
 
     #[test]

@@ -208,11 +208,7 @@ async fn accept(
 }
 
 /// Waits for the clients' requests to end, until there is no more patience.
-async fn drain(
-    worker: &Worker,
-    mut clients: JoinSet<()>,
-    mut levels: watch::Receiver<StopLevel>,
-) {
+async fn drain(worker: &Worker, mut clients: JoinSet<()>, mut levels: watch::Receiver<StopLevel>) {
     let all_gone = async {
         while let Some(ended) = clients.join_next().await {
             note_defect(worker, ended);

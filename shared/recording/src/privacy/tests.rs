@@ -137,6 +137,12 @@ fn equal_texts_have_equal_hashes_under_one_key_only() {
 fn a_request_can_only_ask_for_less() {
     let hashed = Privacy::new(Content::Hashed).unwrap();
     assert_eq!(hashed.at_least(Content::Full).content(), Content::Hashed);
-    assert_eq!(hashed.at_least(Content::Lengths).content(), Content::Lengths);
-    assert_eq!(hashed.at_least(Content::Lengths).hash(b"x"), hashed.hash(b"x"));
+    assert_eq!(
+        hashed.at_least(Content::Lengths).content(),
+        Content::Lengths
+    );
+    assert_eq!(
+        hashed.at_least(Content::Lengths).hash(b"x"),
+        hashed.hash(b"x")
+    );
 }
