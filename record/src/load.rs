@@ -165,7 +165,6 @@ impl Load<'_> {
             "duration_s": self.args.shape.duration.map(|d| d.as_secs_f64()),
             "seed": self.args.workload.seed,
             "probe": !self.args.shape.no_probe,
-            "content": "full",
             "workers": harness.workers,
             "timeouts": timeouts_json(&harness.timeouts),
             "insecure": self.args.target.insecure,

@@ -44,7 +44,7 @@ pub(crate) fn run(args: &ProxyArgs) -> Result<Ending> {
         .map(|addr| listen("--admin", addr, args.allow_remote))
         .transpose()?;
     let dir = args.out.join(folder_name(&args.name));
-    let manifest = describe(clock, &described(args, &settings));
+    let manifest = describe(clock, &described(args, &settings), &settings.privacy);
     let stop = Arc::new(Stop::default());
     signals::watch(Arc::clone(&stop))?;
     let writer = Writer::create(&dir, manifest, SegmentLimits::default())?;
@@ -287,7 +287,6 @@ fn settings_json(args: &ProxyArgs, settings: &Settings) -> Value {
         "session_header": what.session_header,
         "session_field": what.session_field,
         "sample": what.sample,
-        "content": settings.privacy.content().as_str(),
         "strict": what.strict,
         "workers": settings.workers,
         "tls": settings.tls.is_some(),

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use tapedeck_clock::RunClock;
-use tapedeck_recording::{Outcome, Sink};
+use tapedeck_recording::{Outcome, Privacy, Sink};
 use tokio::sync::mpsc;
 
 use crate::arrival::Arrival;
@@ -158,6 +158,8 @@ pub struct RunSpec {
     /// `conn_id` of the first connection.
     pub first_conn_id: i64,
     pub sink: Sink,
+    /// What of the rows reaches `sink`.
+    pub privacy: Privacy,
     pub stop: Arc<Stop>,
     pub gauges: Arc<Gauges>,
 }
@@ -240,6 +242,7 @@ fn spawn_worker(
         stop: Arc::clone(&spec.stop),
         first_conn_id: spec.first_conn_id,
         sink: spec.sink.clone(),
+        privacy: spec.privacy.clone(),
     };
     let thread = std::thread::Builder::new()
         .name(name.clone())

@@ -10,7 +10,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use tapedeck_clock::RunClock;
-use tapedeck_recording::{EventBatch, Sink};
+use tapedeck_recording::{EventBatch, Privacy, Sink};
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, LocalSet};
 
@@ -55,6 +55,7 @@ pub(crate) struct Worker {
     /// Its number, for the `worker` column.
     pub(crate) label: Arc<str>,
     sink: Sink,
+    privacy: Privacy,
     batch: RefCell<EventBatch>,
     /// Bytes of the bodies in the batch; payloads count themselves.
     body_bytes: Cell<usize>,
@@ -73,6 +74,7 @@ pub(crate) struct WorkerSpec {
     pub(crate) stop: Arc<Stop>,
     pub(crate) first_conn_id: i64,
     pub(crate) sink: Sink,
+    pub(crate) privacy: Privacy,
 }
 
 /// Rows and bytes after which a batch goes to the writer without waiting for
@@ -100,6 +102,7 @@ impl Worker {
             gauges: Arc::clone(&spec.gauges),
             label: spec.index.to_string().into(),
             sink: spec.sink.clone(),
+            privacy: spec.privacy.clone(),
             batch: RefCell::new(EventBatch::default()),
             body_bytes: Cell::new(0),
             watches: RefCell::new(Vec::new()),
@@ -120,8 +123,9 @@ impl Worker {
     }
 
     fn flush(&self) {
-        let batch = std::mem::take(&mut *self.batch.borrow_mut());
+        let mut batch = std::mem::take(&mut *self.batch.borrow_mut());
         self.body_bytes.set(0);
+        self.privacy.batch(&mut batch);
         // A writer that has stopped reports its own error; the engine sees
         // `Sink::failed` and ends the run.
         self.sink.push(batch).ok();

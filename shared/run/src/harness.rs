@@ -12,7 +12,7 @@ use tapedeck_live::{
     Arrival, Gauges, PreparedRequest, RunSpec, Stop, StopLevel, Telemetry, Timeouts,
     run as run_arrivals,
 };
-use tapedeck_recording::{EventBatch, MarkRow, Phase, SegmentLimits, Sink, Writer};
+use tapedeck_recording::{EventBatch, MarkRow, Phase, Privacy, SegmentLimits, Sink, Writer};
 
 use crate::args::{ConnectionArgs, OutputArgs};
 use crate::manifest::{Described, describe};
@@ -32,6 +32,8 @@ pub struct Harness<'a> {
     pub timeouts: Timeouts,
     pub workers: usize,
     pub stop: Arc<Stop>,
+    /// What is kept of prompts and answers.
+    pub privacy: Privacy,
     /// No progress bar.
     pub quiet: bool,
 }
@@ -40,7 +42,7 @@ impl<'a> Harness<'a> {
     /// Settles timeouts and workers, and watches for signals.
     ///
     /// # Errors
-    /// When signals cannot be watched.
+    /// When signals cannot be watched, or the system gives no randomness.
     pub fn new(
         server: &'a Server,
         connection: &ConnectionArgs,
@@ -54,6 +56,8 @@ impl<'a> Harness<'a> {
             timeouts: requests::timeouts(connection),
             workers: requests::workers(connection),
             stop,
+            privacy: Privacy::new(output.content.into())
+                .context("cannot read a key for --content")?,
             quiet: output.no_progress || output.json,
         })
     }
@@ -106,7 +110,7 @@ impl Harness<'_> {
             clock,
             gauges: Arc::new(Gauges::default()),
         };
-        let manifest = describe(clock, &plan.described);
+        let manifest = describe(clock, &plan.described, &self.privacy);
         let writer = Writer::create(dir, manifest, SegmentLimits::default())?;
         let result = run.drive(plan, &writer.sink(), arrivals);
         let sealed = writer.finish();
@@ -214,6 +218,7 @@ impl Run<'_> {
             first_request_id: first_id,
             first_conn_id: first_id,
             sink: sink.clone(),
+            privacy: self.harness.privacy.clone(),
             stop: Arc::clone(&self.harness.stop),
             gauges: Arc::clone(&self.gauges),
         }
