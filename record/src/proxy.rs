@@ -37,12 +37,12 @@ const WATCH: Duration = Duration::from_millis(50);
 pub(crate) fn run(args: &ProxyArgs) -> Result<Ending> {
     raise_open_files_limit();
     let clock = RunClock::start();
-    let settings = settings(args, clock)?;
     let listener = listen("--listen", args.listen, args.allow_remote)?;
     let admin = args
         .admin
         .map(|addr| listen("--admin", addr, args.allow_remote))
         .transpose()?;
+    let settings = settings(args, clock)?;
     let dir = args.out.join(folder_name(&args.name));
     let manifest = describe(clock, &described(args, &settings), &settings.privacy);
     let stop = Arc::new(Stop::default());

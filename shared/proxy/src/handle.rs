@@ -165,6 +165,7 @@ impl Passage {
         match answer {
             Ok((connection, response)) => self.pass_on(connection, response),
             Err(Failed { end, .. }) => {
+                self.upload.drain().await;
                 let end = match self.upload.failed() {
                     true => End::Cancelled {
                         error: "the client left while it was sending".to_owned(),

@@ -1,7 +1,7 @@
 //! The body of a request on its way upstream, copied on the way.
 
 use std::cell::{Cell, RefCell};
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
@@ -20,6 +20,9 @@ use crate::metrics::Metrics;
 /// How long a client that expects `100 Continue` is kept waiting for an upstream
 /// that does not know of it.
 const CONTINUE_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long a request that cannot be passed on is still read.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What is known of a request's body; shared by hyper, which sends it, and the
 /// journal, which records it.
@@ -96,6 +99,39 @@ impl Upload {
     /// What an interim answer from upstream lets through.
     pub(crate) fn permit(&self) -> Option<Arc<Permit>> {
         self.permit.clone()
+    }
+
+    /// Takes what the client still sends, for the recording alone: as much as is kept
+    /// of it, and for a moment only. A client that waits to be asked is not asked.
+    pub(crate) async fn drain(&self) {
+        if self.copy.is_none() || self.permit.is_some() {
+            return;
+        }
+        let all = async {
+            while !self.ended() && self.bytes() < MAX_BODY_BYTES as u64 {
+                if !matches!(poll_fn(|cx| self.poll_frame(cx)).await, Some(Ok(_))) {
+                    return;
+                }
+            }
+        };
+        tokio::time::timeout(DRAIN_PATIENCE, all).await.ok();
+    }
+
+    fn poll_frame(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        self.touched.set(true);
+        let mut body = self.body.borrow_mut();
+        let frame = ready!(Pin::new(&mut *body).poll_frame(cx));
+        match &frame {
+            Some(Ok(frame)) => {
+                self.note(frame);
+                if body.is_end_stream() {
+                    self.end();
+                }
+            }
+            Some(Err(_)) => self.failed.set(true),
+            None => self.end(),
+        }
+        Poll::Ready(frame)
     }
 
     fn note(&self, frame: &Frame<Bytes>) {
@@ -187,21 +223,7 @@ impl Body for UploadBody {
         if this.patience.is_some() {
             ready!(this.poll_permit(cx));
         }
-        let upload = &this.upload;
-        upload.touched.set(true);
-        let mut body = upload.body.borrow_mut();
-        let frame = ready!(Pin::new(&mut *body).poll_frame(cx));
-        match &frame {
-            Some(Ok(frame)) => {
-                upload.note(frame);
-                if body.is_end_stream() {
-                    upload.end();
-                }
-            }
-            Some(Err(_)) => upload.failed.set(true),
-            None => upload.end(),
-        }
-        Poll::Ready(frame)
+        this.upload.poll_frame(cx)
     }
 
     fn is_end_stream(&self) -> bool {

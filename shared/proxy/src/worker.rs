@@ -277,6 +277,7 @@ async fn serve_h1(
     client: Rc<Client>,
     levels: watch::Receiver<StopLevel>,
 ) -> io::Result<()> {
+    let mut stopped = levels.clone();
     let io = ClientIo::new(stream, Rc::clone(&client));
     let shared = Rc::clone(&client);
     let service =
@@ -291,7 +292,12 @@ async fn serve_h1(
     let tunnel = client.tunnel.take();
     if let Some(upstream) = tunnel {
         let parts = connection.into_parts();
-        tunnel::carry(parts.io.into_stream(), parts.read_buf, upstream).await?;
+        let carried = tunnel::carry(parts.io.into_stream(), parts.read_buf, upstream);
+        // A tunnel has no end of its own that could be waited for.
+        tokio::select! {
+            carried = carried => carried?,
+            _ = stopped.wait_for(|level| *level != StopLevel::Run) => {}
+        }
     }
     Ok(())
 }

@@ -6,8 +6,8 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::{Value, json};
 use tapedeck_clock::{Anchor, RunClock, realtime_ns};
 use tapedeck_live::Timeouts;
-use tapedeck_recording::{Content, Manifest, Privacy};
 use tapedeck_recording::manifest::{ClockAnchor, Host, Workload};
+use tapedeck_recording::{Content, Manifest, Privacy};
 
 use crate::secrets::{mask_command, mask_texts};
 

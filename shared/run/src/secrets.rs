@@ -90,7 +90,13 @@ pub fn mask_command(arguments: impl IntoIterator<Item = String>) -> Vec<String> 
 }
 
 /// Flags whose values are, or may hold, what is sent to a model.
-const TEXT_FLAGS: &[&str] = &["--prompt", "--stop", "--extra-body", "--extra-args", "--where"];
+const TEXT_FLAGS: &[&str] = &[
+    "--prompt",
+    "--stop",
+    "--extra-body",
+    "--extra-args",
+    "--where",
+];
 
 /// A command line with `hide` applied to the texts in it.
 #[must_use]
