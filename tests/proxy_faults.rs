@@ -251,7 +251,10 @@ fn traffic_flows_when_the_recording_cannot_be_written() {
         let dir = tempfile::tempdir().unwrap();
         let further: &[&str] = if strict { &["--strict"] } else { &[] };
         let proxy = ProxyProcess::start(&mock.url(), dir.path(), further);
-        std::fs::remove_dir_all(ProxyProcess::recording(dir.path())).unwrap();
+        // A folder cannot be where a file is.
+        let path = ProxyProcess::recording(dir.path());
+        std::fs::remove_dir_all(&path).unwrap();
+        std::fs::write(&path, "").unwrap();
         // Sooner or later the writer meets what is missing.
         let failed = || proxy.metric("tapedeck_proxy_recording_failed ") == 1.0;
         for _ in 0..20 {

@@ -104,7 +104,7 @@ impl Upload {
     /// Takes what the client still sends, for the recording alone: as much as is kept
     /// of it, and for a moment only. A client that waits to be asked is not asked.
     pub(crate) async fn drain(&self) {
-        if self.copy.is_none() || self.permit.is_some() {
+        if self.copy.is_none() || self.permit.is_some() || self.failed() {
             return;
         }
         let all = async {
