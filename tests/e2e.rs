@@ -8,11 +8,17 @@ mod awkward;
 mod crash;
 mod derived;
 mod durability;
+#[allow(
+    clippy::too_many_lines,
+    reason = "a table of bad inputs and their messages is as long as it has rows"
+)]
 mod failures;
 mod format;
 mod fuzz_seeds;
 mod metrics;
 mod oracle;
+mod proxy;
+mod proxy_faults;
 mod readme;
 mod record_load;
 mod replay_run;

@@ -13,5 +13,7 @@ pub mod answers;
 pub mod mock_llm;
 #[path = "support/programs.rs"]
 pub mod programs;
+#[path = "support/proxy.rs"]
+pub mod proxy;
 #[path = "support/recording.rs"]
 pub mod recording;

@@ -28,6 +28,7 @@ fn arrows_between_the_layers_point_one_way() {
         ("shared/workload", &["tokens", "wire"]),
         ("shared/simulator", &["clock"]),
         ("shared/live", &["clock", "recording", "wire"]),
+        ("shared/proxy", &["clock", "live", "recording", "wire"]),
         ("analyze", &["clock", "recording", "tokens", "wire"]),
     ] {
         for found in own_dependencies(member) {

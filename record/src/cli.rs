@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tapedeck_run::args::{
-    BodyArgs, ConnectionArgs, OutputArgs, TargetArgs, parse_api, parse_duration,
+    BodyArgs, ConnectionArgs, Content, OutputArgs, TargetArgs, parse_api, parse_duration,
+    parse_pair,
 };
 use tapedeck_wire::openai::Api;
 
@@ -23,6 +24,8 @@ pub struct Cli {
 pub enum Command {
     /// Drive load at an endpoint and record it.
     Load(Box<LoadArgs>),
+    /// Pass requests on to a server, unchanged, and record them.
+    Proxy(Box<ProxyArgs>),
     /// Run the embedded simulator as a server of its own.
     Simulate(SimulateArgs),
     /// Make whole what a recorder that died left behind.
@@ -191,6 +194,92 @@ pub struct ShapeArgs {
 }
 
 #[derive(Debug, Clone, Args)]
+pub struct ProxyArgs {
+    /// Address to listen on; one that other machines reach needs --allow-remote.
+    #[arg(long, value_name = "ADDR")]
+    pub listen: SocketAddr,
+    /// Server to pass requests on to; a path in it is put before theirs.
+    #[arg(long, value_name = "URL")]
+    pub upstream: String,
+    /// Listen on addresses that other machines reach. Whoever reaches the proxy
+    /// reaches the server behind it.
+    #[arg(long)]
+    pub allow_remote: bool,
+    /// Address that answers /health and /metrics.
+    #[arg(long, value_name = "ADDR")]
+    pub admin: Option<SocketAddr>,
+    /// Trust the certificates of this PEM file too.
+    #[arg(long, value_name = "FILE")]
+    pub cacert: Option<PathBuf>,
+    /// Accept any certificate of the server.
+    #[arg(long)]
+    pub insecure: bool,
+    /// Certificate chain to show to clients (PEM); makes the proxy speak TLS.
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// Key of --tls-cert (PEM).
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+    /// Until a connection to the server stands.
+    #[arg(long, value_name = "D", default_value = "30s", value_parser = parse_duration)]
+    pub connect_timeout: Duration,
+    /// After a stop signal, how long requests in flight may take to end.
+    #[arg(long, value_name = "D", default_value = "30s", value_parser = parse_duration)]
+    pub drain_timeout: Duration,
+    /// Worker threads; default: one a core.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub workers: Option<u16>,
+    #[command(flatten)]
+    pub what: WhatArgs,
+    /// Folder in which each start makes a recording.
+    #[arg(
+        long,
+        value_name = "ROOT",
+        default_value = "recordings",
+        help_heading = "Recording"
+    )]
+    pub out: PathBuf,
+    /// Name of the recording.
+    #[arg(long, default_value = "proxy", help_heading = "Recording")]
+    pub name: String,
+    /// Labels, to tell recordings apart in SQL.
+    #[arg(long = "label", value_name = "K=V", value_parser = parse_pair, num_args = 1.., help_heading = "Recording")]
+    pub labels: Vec<(String, String)>,
+    /// Print one JSON object with paths and counts on stdout at the end.
+    #[arg(long, help_heading = "Recording")]
+    pub json: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "What is recorded")]
+pub struct WhatArgs {
+    /// Paths to record: a prefix, or with * a pattern of the whole path. Default:
+    /// */chat/completions and */completions. Other paths pass unrecorded.
+    #[arg(long = "match", value_name = "PATH", num_args = 1..)]
+    pub patterns: Vec<String>,
+    /// API of recorded paths that do not tell it by their end.
+    #[arg(long, default_value = "openai-chat", value_parser = parse_api)]
+    pub api: Api,
+    /// Request header that names the session.
+    #[arg(long, value_name = "NAME", default_value = "x-session-id")]
+    pub session_header: String,
+    /// JSON pointer to the session in the body, where the header is missing.
+    #[arg(long, value_name = "/POINTER")]
+    pub session_field: Option<String>,
+    /// Share of sessions to record, from 0 to 1.
+    #[arg(long, value_name = "P", default_value = "1", value_parser = parse_share)]
+    pub sample: f64,
+    /// What is kept of prompts and answers. A request header
+    /// `x-tapedeck-record: off|hashed|lengths` keeps less of that request.
+    #[arg(long, value_enum, default_value = "full")]
+    pub content: Content,
+    /// Refuse requests with 503 while recording cannot keep up, instead of passing
+    /// them on and counting what is lost.
+    #[arg(long)]
+    pub strict: bool,
+}
+
+#[derive(Debug, Clone, Args)]
 pub struct SimulateArgs {
     /// Address to listen on.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8000")]
@@ -237,6 +326,13 @@ fn parse_range_ratio(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(ratio) if (0.0..1.0).contains(&ratio) => Ok(ratio),
         _ => Err("expected a number from 0 to below 1".to_owned()),
+    }
+}
+
+fn parse_share(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(share) if (0.0..=1.0).contains(&share) => Ok(share),
+        _ => Err("expected a number from 0 to 1".to_owned()),
     }
 }
 

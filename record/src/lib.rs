@@ -1,10 +1,11 @@
-//! The recorder: `record load`, `record simulate` and `record repair`.
+//! The recorder: `record load`, `record proxy`, `record simulate` and `record repair`.
 //!
 //! [`cli`] is what the user typed, [`config`] what it means, [`load`] the run.
 
 pub mod cli;
 pub mod config;
 pub mod load;
+mod proxy;
 mod repair;
 mod simulate;
 
@@ -19,6 +20,7 @@ use cli::{Cli, Command};
 pub fn run(cli: Cli) -> ExitCode {
     let result = match cli.command {
         Command::Load(args) => load::run(&args),
+        Command::Proxy(args) => proxy::run(&args),
         Command::Simulate(args) => simulate::run(&args).map(|()| Ending::Fine),
         Command::Repair(args) => repair::run(&args).map(|()| Ending::Fine),
     };

@@ -260,7 +260,6 @@ impl Load<'_> {
             "duration_s": self.args.shape.duration.map(|d| d.as_secs_f64()),
             "seed": self.args.workload.seed,
             "probe": !self.args.shape.no_probe,
-            "content": "full",
             "workers": harness.workers,
             "warm_connections": harness.warm_connections,
             "timeouts": timeouts_json(&harness.timeouts),

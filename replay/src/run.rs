@@ -208,7 +208,6 @@ fn settings(source: &SourceArgs, plan: &Plan, args: &RunArgs, harness: &Harness<
         "number": plan.requests.len(),
         "duration_s": args.duration.map(|d| d.as_secs_f64()),
         "probe": !args.no_probe,
-        "content": "full",
         "workers": harness.workers,
         "simulator": harness.server.simulator_settings,
         "warm_connections": harness.warm_connections,

@@ -162,6 +162,7 @@ fn record(mock: &MockLlm, streams: usize, out: &Path) {
         first_request_id: 0,
         first_conn_id: 0,
         sink: writer.sink(),
+        privacy: tapedeck_recording::Privacy::full(),
         stop: Arc::new(Stop::default()),
         gauges: Arc::new(Gauges::default()),
     };

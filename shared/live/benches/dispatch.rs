@@ -172,6 +172,7 @@ fn record(addr: SocketAddr, rate: usize, warm: usize, out: &Path) -> i64 {
         first_request_id: 0,
         first_conn_id: 0,
         sink: writer.sink(),
+        privacy: tapedeck_recording::Privacy::full(),
         stop: Arc::new(Stop::default()),
         gauges: Arc::new(Gauges::default()),
     };

@@ -6,52 +6,121 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use http_body::Body;
 use http_body_util::Full;
 use hyper::client::conn::http1;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use crate::tap::{Gated, READ_BUFFER_BYTES, Tap, TapContext, TapState};
+use crate::tap::{Gated, READ_BUFFER_BYTES, Stream, Tap, TapContext, TapState};
 use crate::target::{Target, Tls};
 
-type Driver = Pin<Box<dyn Future<Output = hyper::Result<()>>>>;
+/// The half of a connection that moves bytes. It is given back whole, with what it
+/// has read, when a server switches protocols.
+pub type Driver<B> = http1::Connection<Gated<Stream>, B>;
 
 /// When a connection was opened, ns since the recording started.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct ConnectInstants {
-    pub(crate) t_connect_ns: Option<i64>,
-    pub(crate) t_connected_ns: Option<i64>,
-    pub(crate) t_tls_ns: Option<i64>,
+pub struct ConnectInstants {
+    pub t_connect_ns: Option<i64>,
+    pub t_connected_ns: Option<i64>,
+    pub t_tls_ns: Option<i64>,
 }
 
 /// One HTTP/1.1 connection: hyper's two halves and what the tap sees of it.
 ///
 /// The driver is polled by whoever uses the connection, on the same task, so
 /// that a read and what hyper makes of it are one step.
-pub(crate) struct Connection {
-    pub(crate) conn_id: i64,
-    pub(crate) sender: http1::SendRequest<Full<Bytes>>,
-    pub(crate) driver: Driver,
-    pub(crate) tap: Rc<TapState>,
+pub struct Connection<B: Body + 'static = Full<Bytes>> {
+    pub conn_id: i64,
+    pub sender: http1::SendRequest<B>,
+    pub driver: Driver<B>,
+    pub tap: Rc<TapState>,
+    /// The driver has come to its end.
+    ended: bool,
+    /// When it was put aside, for [`Pool::evict`].
+    idle_since_ns: i64,
+}
+
+impl<B: Body + 'static> std::fmt::Debug for Connection<B> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Connection")
+            .field("conn_id", &self.conn_id)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<B> Connection<B>
+where
+    B: Body + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    /// Polls the connection and `poll` together until neither gets further. At most
+    /// one read reaches hyper before `poll` has seen what came of it.
+    pub fn poll_step<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut poll: impl FnMut(&Self, &mut Context<'_>) -> Poll<T>,
+    ) -> Poll<T> {
+        loop {
+            self.tap.open_gate();
+            self.drive(cx);
+            if let Poll::Ready(value) = poll(self, cx) {
+                return Poll::Ready(value);
+            }
+            if self.ended || !self.tap.gate_refused() {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    /// As [`Self::poll_step`], with what was read before: nothing more is read.
+    pub fn poll_buffered<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>,
+    ) -> Poll<T> {
+        self.tap.close_gate();
+        self.drive(cx);
+        poll(cx)
+    }
+
+    fn drive(&mut self, cx: &mut Context<'_>) {
+        // A failed driver tells whoever waits for what it would have read.
+        self.ended = self.ended || Pin::new(&mut self.driver).poll(cx).is_ready();
+    }
+
+    /// Whether another request may follow. The driver gets the occasion to notice
+    /// that the last answer is over.
+    pub fn is_reusable(&mut self) -> bool {
+        if !self.ended && !self.sender.is_ready() {
+            self.tap.close_gate();
+            self.drive(&mut Context::from_waker(std::task::Waker::noop()));
+        }
+        !self.ended && self.sender.is_ready()
+    }
 }
 
 /// Opens connections to one target for one worker.
-pub(crate) struct Connector {
+#[derive(Debug)]
+pub struct Connector {
     target: Rc<Target>,
     context: Rc<TapContext>,
     buffer: Rc<RefCell<Vec<u8>>>,
     next_conn_id: Cell<i64>,
     conn_id_step: i64,
+    http: http1::Builder,
 }
 
 impl Connector {
     /// Connections are numbered from `first_conn_id` in steps of `conn_id_step`, so
     /// that the numbers of different workers interleave and never meet.
-    pub(crate) fn new(
+    #[must_use]
+    pub fn new(
         target: Rc<Target>,
         context: Rc<TapContext>,
         first_conn_id: i64,
@@ -63,6 +132,7 @@ impl Connector {
             buffer: Rc::new(RefCell::new(vec![0; READ_BUFFER_BYTES])),
             next_conn_id: Cell::new(first_conn_id),
             conn_id_step,
+            http: lenient_http(),
         }
     }
 
@@ -70,8 +140,23 @@ impl Connector {
         &self.target
     }
 
+    /// Keeps the case of header names, for those who pass answers on.
+    #[must_use]
+    pub fn preserving_header_case(mut self) -> Self {
+        self.http.preserve_header_case(true);
+        self
+    }
+
     /// Opens a connection, filling `instants` as far as it gets.
-    pub(crate) async fn open(&self, instants: &Cell<ConnectInstants>) -> io::Result<Connection> {
+    ///
+    /// # Errors
+    /// When no address accepts it or the TLS handshake fails.
+    pub async fn open<B>(&self, instants: &Cell<ConnectInstants>) -> io::Result<Connection<B>>
+    where
+        B: Body + 'static,
+        B::Data: Send,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
         let clock = self.context.clock;
         let mut seen = ConnectInstants {
             t_connect_ns: Some(clock.now_ns()),
@@ -84,15 +169,17 @@ impl Connector {
         instants.set(seen);
         let tap = Rc::new(TapState::default());
         let stream = Tap::new(stream, Rc::clone(&self.context), Rc::clone(&tap));
-        let (sender, driver) = match &self.target.tls {
-            None => self.handshake(stream, &tap).await?,
+        let stream = match &self.target.tls {
+            None => Stream::Plain(stream),
             Some(tls) => {
                 let stream = tls_handshake(tls, stream).await?;
                 seen.t_tls_ns = Some(clock.now_ns());
                 instants.set(seen);
-                self.handshake(stream, &tap).await?
+                Stream::Tls(Box::new(stream.into()))
             }
         };
+        let io = Gated::new(stream, Rc::clone(&tap), Rc::clone(&self.buffer));
+        let (sender, driver) = self.http.handshake(io).await.map_err(io::Error::other)?;
         let conn_id = self.next_conn_id.get();
         self.next_conn_id.set(conn_id + self.conn_id_step);
         Ok(Connection {
@@ -100,26 +187,18 @@ impl Connector {
             sender,
             driver,
             tap,
+            ended: false,
+            idle_since_ns: 0,
         })
     }
+}
 
-    async fn handshake<S>(
-        &self,
-        stream: S,
-        tap: &Rc<TapState>,
-    ) -> io::Result<(http1::SendRequest<Full<Bytes>>, Driver)>
-    where
-        S: AsyncRead + AsyncWrite + Unpin + 'static,
-    {
-        let io = Gated::new(stream, Rc::clone(tap), Rc::clone(&self.buffer));
-        let (sender, driver) = http1::Builder::new()
-            .allow_obsolete_multiline_headers_in_responses(true)
-            .ignore_invalid_headers_in_responses(true)
-            .handshake(io)
-            .await
-            .map_err(io::Error::other)?;
-        Ok((sender, Box::pin(driver)))
-    }
+/// Takes what servers send in place of HTTP, as far as its meaning is clear.
+fn lenient_http() -> http1::Builder {
+    let mut http = http1::Builder::new();
+    http.allow_obsolete_multiline_headers_in_responses(true)
+        .ignore_invalid_headers_in_responses(true);
+    http
 }
 
 async fn connect_any(addrs: &[SocketAddr]) -> io::Result<TcpStream> {
@@ -141,32 +220,58 @@ async fn tls_handshake(tls: &Tls, stream: Tap) -> io::Result<tokio_rustls::clien
 
 /// Idle connections of one worker, newest first: the one used last is the one
 /// least likely to have been closed.
-#[derive(Default)]
-pub(crate) struct Pool {
-    idle: RefCell<Vec<Connection>>,
+#[derive(Debug)]
+pub struct Pool<B: Body + 'static = Full<Bytes>> {
+    idle: RefCell<Vec<Connection<B>>>,
+}
+
+impl<B: Body + 'static> Default for Pool<B> {
+    fn default() -> Self {
+        Self {
+            idle: RefCell::default(),
+        }
+    }
 }
 
 /// Idle connections a worker keeps; beyond it the server is better served by a
 /// close.
 const IDLE_CONNECTIONS: usize = 8192;
 
-impl Pool {
+impl<B> Pool<B>
+where
+    B: Body + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
     /// An idle connection that the server has not closed as far as is known.
-    pub(crate) async fn take(&self) -> Option<Connection> {
+    pub async fn take(&self) -> Option<Connection<B>> {
         loop {
             let mut connection = self.idle.borrow_mut().pop()?;
             connection.tap.begin_attempt();
-            let closed = poll_fn(|cx| Poll::Ready(connection.driver.as_mut().poll(cx).is_ready()));
-            if !closed.await && connection.sender.is_ready() {
+            poll_fn(|cx| {
+                connection.drive(cx);
+                Poll::Ready(())
+            })
+            .await;
+            if !connection.ended && connection.sender.is_ready() {
                 return Some(connection);
             }
         }
     }
 
-    pub(crate) fn put(&self, connection: Connection) {
+    /// Keeps a connection whose answer is over, for the next request.
+    pub fn put(&self, mut connection: Connection<B>, now_ns: i64) {
+        connection.idle_since_ns = now_ns;
         let mut idle = self.idle.borrow_mut();
         if idle.len() < IDLE_CONNECTIONS {
             idle.push(connection);
         }
+    }
+
+    /// Closes what has been idle since before `t_ns`.
+    pub fn evict(&self, t_ns: i64) {
+        self.idle
+            .borrow_mut()
+            .retain(|connection| connection.idle_since_ns >= t_ns);
     }
 }

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use tapedeck_clock::RunClock;
-use tapedeck_recording::{Outcome, Sink};
+use tapedeck_recording::{Outcome, Privacy, Sink};
 use tokio::sync::mpsc;
 
 use crate::arrival::Arrival;
@@ -119,15 +119,15 @@ impl Gauges {
         self.failures.lock().map(|f| f.clone()).unwrap_or_default()
     }
 
-    pub(crate) fn started(&self) {
+    pub fn started(&self) {
         self.started.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(crate) fn chunk(&self) {
+    pub fn chunk(&self) {
         self.chunks.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(crate) fn ended(&self, failure: Option<Failure>) {
+    pub fn ended(&self, failure: Option<Failure>) {
         if let Some(failure) = failure {
             self.failed.fetch_add(1, Ordering::Relaxed);
             if let Ok(mut failures) = self.failures.lock()
@@ -159,6 +159,8 @@ pub struct RunSpec {
     /// `conn_id` of the first connection.
     pub first_conn_id: i64,
     pub sink: Sink,
+    /// What of the rows reaches `sink`.
+    pub privacy: Privacy,
     pub stop: Arc<Stop>,
     pub gauges: Arc<Gauges>,
 }
@@ -305,6 +307,7 @@ fn spawn_worker(
         hand_over: Arc::clone(hand_over),
         first_conn_id: spec.first_conn_id,
         sink: spec.sink.clone(),
+        privacy: spec.privacy.clone(),
     };
     let thread = std::thread::Builder::new()
         .name(name.clone())

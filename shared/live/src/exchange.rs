@@ -70,16 +70,17 @@ struct Attempt<'a> {
 }
 
 /// What is known of the answer when it ends.
-#[derive(Default)]
-struct Answer {
-    status: Option<i32>,
-    headers: Option<Pairs>,
-    trailers: Option<Pairs>,
-    t_headers_ns: Option<i64>,
-    t_end_ns: Option<i64>,
-    all_from_kernel: bool,
+#[derive(Debug, Default)]
+pub struct Answer {
+    pub status: Option<i32>,
+    pub headers: Option<Pairs>,
+    pub trailers: Option<Pairs>,
+    pub t_headers_ns: Option<i64>,
+    pub t_end_ns: Option<i64>,
+    /// Every read so far had a kernel stamp.
+    pub all_from_kernel: bool,
     /// Where a 3xx points, without what may be a secret.
-    redirected_to: Option<String>,
+    pub redirected_to: Option<String>,
 }
 
 impl<'a> Attempt<'a> {
@@ -211,7 +212,8 @@ impl<'a> Attempt<'a> {
         drop(body);
         self.close(reader, answer, end);
         if clean && connection.sender.is_ready() {
-            self.worker.pool.put(connection);
+            let now_ns = self.worker.clock.now_ns();
+            self.worker.pool.put(connection, now_ns);
         }
     }
 
@@ -259,30 +261,24 @@ impl<'a> Attempt<'a> {
     }
 
     /// Polls the connection and `poll` together until `poll` is ready or the
-    /// watch ends the attempt. At most one read reaches hyper before `poll` has
-    /// seen what came of it.
+    /// watch ends the attempt.
     async fn step<T>(
         &self,
         connection: &mut Connection,
         mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>,
     ) -> Result<T, Kill> {
-        let mut ended = false;
         poll_fn(|cx| {
-            loop {
-                connection.tap.open_gate();
-                ended = ended || connection.driver.as_mut().poll(cx).is_ready();
+            let step = connection.poll_step(cx, |connection, cx| {
                 self.record_request_once_sent(connection);
-                if let Poll::Ready(value) = poll(cx) {
-                    return Poll::Ready(Ok(value));
-                }
-                if let Some(kill) = self.watch.kill() {
-                    return Poll::Ready(Err(kill));
-                }
-                if ended || !connection.tap.gate_refused() {
-                    self.watch.register(cx);
-                    return Poll::Pending;
-                }
+                poll(cx)
+            });
+            if let Poll::Ready(value) = step {
+                return Poll::Ready(Ok(value));
             }
+            self.watch.register(cx);
+            self.watch
+                .kill()
+                .map_or(Poll::Pending, |kill| Poll::Ready(Err(kill)))
         })
         .await
     }
@@ -453,7 +449,9 @@ fn unanswered(request: &PreparedRequest) -> ResponseSpec<'static> {
     }
 }
 
-fn broken(error: &hyper::Error) -> End {
+/// The end of an answer that `error` cut off, with all its causes.
+#[must_use]
+pub fn broken(error: &hyper::Error) -> End {
     let mut text = error.to_string();
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {
@@ -463,12 +461,15 @@ fn broken(error: &hyper::Error) -> End {
     End::Broken { error: text }
 }
 
-fn header_str<'h>(headers: &'h HeaderMap, name: &header::HeaderName) -> Option<&'h str> {
+/// A header's value where it is text.
+#[must_use]
+pub fn header_str<'h>(headers: &'h HeaderMap, name: &header::HeaderName) -> Option<&'h str> {
     headers.get(name).and_then(|value| value.to_str().ok())
 }
 
 /// True when the answer itself tells where its body ends.
-fn is_delimited(headers: &HeaderMap) -> bool {
+#[must_use]
+pub fn is_delimited(headers: &HeaderMap) -> bool {
     headers.contains_key(header::CONTENT_LENGTH) || headers.contains_key(header::TRANSFER_ENCODING)
 }
 
@@ -516,7 +517,9 @@ fn request_row(
     }
 }
 
-fn response_row(
+/// The row of an answer that ended at `t_end_ns`.
+#[must_use]
+pub fn response_row(
     request_id: i64,
     attempt: i32,
     answer: Answer,

@@ -9,9 +9,9 @@
 //! the body frame at hand belong together.
 
 pub mod arrival;
-mod connect;
+pub mod connect;
 pub mod engine;
-mod exchange;
+pub mod exchange;
 pub mod headers;
 mod pace;
 pub mod tap;

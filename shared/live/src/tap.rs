@@ -17,6 +17,7 @@ use nix::sys::socket::{
 use tapedeck_clock::{RunClock, StampConverter};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsStream;
 
 /// One batch of bytes that the socket handed over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,7 +84,7 @@ enum Gate {
 
 impl TapState {
     /// Forgets the previous attempt on this connection.
-    pub(crate) fn begin_attempt(&self) {
+    pub fn begin_attempt(&self) {
         self.last_read.set(None);
         self.reads.set(0);
         self.last_write_ns.set(None);
@@ -94,12 +95,14 @@ impl TapState {
     }
 
     /// True once a byte of the answer has come.
-    pub(crate) fn answered(&self) -> bool {
+    #[must_use]
+    pub fn answered(&self) -> bool {
         self.answered.get()
     }
 
     /// The read that delivered what hyper hands out now.
-    pub(crate) fn last_read(&self) -> Option<ReadStamp> {
+    #[must_use]
+    pub fn last_read(&self) -> Option<ReadStamp> {
         self.last_read.get()
     }
 
@@ -107,19 +110,38 @@ impl TapState {
     /// `None` while bytes are still to be written. An answer shows that the
     /// request had been sent before it arrived, however late this thread came to
     /// stamp its write.
-    pub(crate) fn sent_ns(&self, body_bytes: u64) -> Option<i64> {
+    #[must_use]
+    pub fn sent_ns(&self, body_bytes: u64) -> Option<i64> {
         let complete = self.written_bytes.get() > body_bytes && !self.write_pending.get();
         self.last_write_ns.get().filter(|_| complete)
     }
 
+    /// When the last bytes were written, `None` before the first.
+    #[must_use]
+    pub fn last_write_ns(&self) -> Option<i64> {
+        self.last_write_ns.get()
+    }
+
+    /// True while nothing of the current attempt was written.
+    #[must_use]
+    pub fn untouched(&self) -> bool {
+        self.written_bytes.get() == 0
+    }
+
+    /// Lets nothing more through until [`Self::open_gate`].
+    pub fn close_gate(&self) {
+        self.gate.set(Gate::Used);
+    }
+
     /// Lets one more read through.
-    pub(crate) fn open_gate(&self) {
+    pub fn open_gate(&self) {
         self.gate.set(Gate::Open);
     }
 
     /// True when hyper wanted to read again before the gate was reopened: it
     /// must be polled again, for nobody will wake it.
-    pub(crate) fn gate_refused(&self) -> bool {
+    #[must_use]
+    pub fn gate_refused(&self) -> bool {
         self.gate.get() == Gate::Refused
     }
 
@@ -159,7 +181,8 @@ pub struct Tap {
 impl Tap {
     /// Asks the kernel for receive stamps; without them every read is stamped by
     /// this process and says so.
-    pub(crate) fn new(stream: TcpStream, context: Rc<TapContext>, state: Rc<TapState>) -> Self {
+    #[must_use]
+    pub fn new(stream: TcpStream, context: Rc<TapContext>, state: Rc<TapState>) -> Self {
         request_stamps(&stream);
         Self {
             stream,
@@ -175,7 +198,7 @@ impl Tap {
 /// it, and stops when the last such socket is closed: without this the first
 /// answers of a run would carry no stamp.
 #[derive(Debug)]
-pub(crate) struct KernelStamping {
+pub struct KernelStamping {
     _socket: Option<UdpSocket>,
 }
 
@@ -184,7 +207,8 @@ pub(crate) struct KernelStamping {
 const STAMPING_TRIES: usize = 100;
 
 impl KernelStamping {
-    pub(crate) fn switch_on() -> Self {
+    #[must_use]
+    pub fn switch_on() -> Self {
         Self {
             _socket: Self::stamped_socket().ok(),
         }
@@ -338,9 +362,74 @@ impl AsyncWrite for Tap {
     }
 }
 
+/// A tapped connection, with or without TLS around it.
+#[derive(Debug)]
+pub enum Stream {
+    Plain(Tap),
+    Tls(Box<TlsStream<Tap>>),
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Plain(stream) => stream.is_write_vectored(),
+            Self::Tls(stream) => stream.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
+
 /// Bytes read from the socket at once: the most that one `recvmsg` of a burst
 /// returns, small enough to stay in the cache.
-pub(crate) const READ_BUFFER_BYTES: usize = 64 * 1024;
+pub const READ_BUFFER_BYTES: usize = 64 * 1024;
 
 /// Hands hyper one read per [`TapState::open_gate`].
 ///
@@ -355,12 +444,18 @@ pub struct Gated<S> {
 }
 
 impl<S> Gated<S> {
-    pub(crate) fn new(stream: S, state: Rc<TapState>, buffer: Rc<RefCell<Vec<u8>>>) -> Self {
+    #[must_use]
+    pub fn new(stream: S, state: Rc<TapState>, buffer: Rc<RefCell<Vec<u8>>>) -> Self {
         Self {
             stream,
             state,
             buffer,
         }
+    }
+
+    /// The stream behind the gate.
+    pub fn into_inner(self) -> S {
+        self.stream
     }
 }
 

@@ -10,7 +10,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use tapedeck_clock::RunClock;
-use tapedeck_recording::{EventBatch, Sink};
+use tapedeck_recording::{EventBatch, Privacy, Sink};
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, LocalSet};
 
@@ -56,6 +56,7 @@ pub(crate) struct Worker {
     /// Its number, for the `worker` column.
     pub(crate) label: Arc<str>,
     sink: Sink,
+    privacy: Privacy,
     batch: RefCell<EventBatch>,
     /// Bytes of the bodies in the batch; payloads count themselves.
     body_bytes: Cell<usize>,
@@ -75,6 +76,7 @@ pub(crate) struct WorkerSpec {
     pub(crate) hand_over: Arc<HandOver>,
     pub(crate) first_conn_id: i64,
     pub(crate) sink: Sink,
+    pub(crate) privacy: Privacy,
 }
 
 /// What a worker does before its first assignment.
@@ -116,6 +118,7 @@ impl Worker {
             hand_over: Arc::clone(&spec.hand_over),
             label: spec.index.to_string().into(),
             sink: spec.sink.clone(),
+            privacy: spec.privacy.clone(),
             batch: RefCell::new(EventBatch::default()),
             body_bytes: Cell::new(0),
             watches: RefCell::new(Vec::new()),
@@ -136,8 +139,9 @@ impl Worker {
     }
 
     fn flush(&self) {
-        let batch = std::mem::take(&mut *self.batch.borrow_mut());
+        let mut batch = std::mem::take(&mut *self.batch.borrow_mut());
         self.body_bytes.set(0);
+        self.privacy.batch(&mut batch);
         // A writer that has stopped reports its own error; the engine sees
         // `Sink::failed` and ends the run.
         self.sink.push(batch).ok();
@@ -170,7 +174,7 @@ impl Worker {
         let instants = Cell::default();
         match watch.guard(self.connector.open(&instants)).await {
             Ok(Ok(connection)) => {
-                self.pool.put(connection);
+                self.pool.put(connection, self.clock.now_ns());
                 true
             }
             // The request that misses it opens its own, and records why not.

@@ -23,6 +23,7 @@ pub mod footer;
 mod frame;
 mod lock;
 pub mod manifest;
+pub mod privacy;
 mod queue;
 pub mod reader;
 mod recover;
@@ -42,6 +43,7 @@ pub use event::{
     ResponseRow, SampleRow, TimestampSource,
 };
 pub use manifest::Manifest;
+pub use privacy::{Content, Privacy};
 pub use reader::Recording;
 pub use recover::Recovered;
 pub use schema::Table;

@@ -163,6 +163,20 @@ impl OutputArgs {
 pub enum Content {
     /// Everything.
     Full,
+    /// No text: keyed hashes, kinds, token counts, lengths and instants.
+    Hashed,
+    /// Kinds, token counts, lengths and instants.
+    Lengths,
+}
+
+impl From<Content> for tapedeck_recording::Content {
+    fn from(content: Content) -> Self {
+        match content {
+            Content::Full => Self::Full,
+            Content::Hashed => Self::Hashed,
+            Content::Lengths => Self::Lengths,
+        }
+    }
 }
 
 pub fn parse_api(text: &str) -> Result<Api, String> {

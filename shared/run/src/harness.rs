@@ -12,7 +12,9 @@ use tapedeck_live::{
     Arrival, Failure, Gauges, PreparedRequest, RunSpec, Stop, StopLevel, Telemetry, Timeouts,
     Workers, run as run_arrivals,
 };
-use tapedeck_recording::{EventBatch, MarkRow, Phase, SegmentLimits, Sink, Writer, WriterOptions};
+use tapedeck_recording::{
+    EventBatch, MarkRow, Phase, Privacy, SegmentLimits, Sink, Writer, WriterOptions,
+};
 
 use crate::args::{ConnectionArgs, OutputArgs};
 use crate::manifest::{Described, describe};
@@ -35,6 +37,8 @@ pub struct Harness<'a> {
     pub warm_connections: usize,
     pub stop: Arc<Stop>,
     pub writer: WriterOptions,
+    /// What is kept of prompts and answers.
+    pub privacy: Privacy,
     /// No progress bar.
     pub quiet: bool,
 }
@@ -43,7 +47,7 @@ impl<'a> Harness<'a> {
     /// Settles timeouts and workers, and watches for signals.
     ///
     /// # Errors
-    /// When signals cannot be watched.
+    /// When signals cannot be watched, or the system gives no randomness.
     pub fn new(
         server: &'a Server,
         connection: &ConnectionArgs,
@@ -59,6 +63,8 @@ impl<'a> Harness<'a> {
             warm_connections: usize::from(connection.warm_connections),
             stop,
             writer: writer_options(output),
+            privacy: Privacy::new(output.content.into())
+                .context("cannot read a key for --content")?,
             quiet: output.no_progress || output.json,
         })
     }
@@ -77,7 +83,7 @@ fn writer_options(output: &OutputArgs) -> WriterOptions {
 
 /// A connection is an open file, and so is its other end in the simulator. Where
 /// the limit cannot be raised, what it costs is recorded as it happens.
-fn raise_open_files_limit() {
+pub fn raise_open_files_limit() {
     if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
         && soft < hard
     {
@@ -134,7 +140,7 @@ impl Harness<'_> {
             clock,
             gauges: Arc::new(Gauges::default()),
         };
-        let mut manifest = describe(clock, &plan.described);
+        let mut manifest = describe(clock, &plan.described, &self.privacy);
         if let Some(settings) = manifest.settings.as_object_mut() {
             let durability = self.writer.durability.as_str();
             settings.insert("durability".into(), durability.into());
@@ -270,6 +276,7 @@ impl Run<'_> {
             first_request_id: first_id,
             first_conn_id: first_id,
             sink: sink.clone(),
+            privacy: self.harness.privacy.clone(),
             stop: Arc::clone(&self.harness.stop),
             gauges: Arc::clone(&self.gauges),
         }

@@ -6,10 +6,10 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::{Value, json};
 use tapedeck_clock::{Anchor, RunClock, realtime_ns};
 use tapedeck_live::Timeouts;
-use tapedeck_recording::Manifest;
 use tapedeck_recording::manifest::{ClockAnchor, Host, Workload};
+use tapedeck_recording::{Content, Manifest, Privacy};
 
-use crate::secrets::mask_command;
+use crate::secrets::{mask_command, mask_texts};
 
 /// What the caller knows of its recording.
 #[derive(Debug)]
@@ -21,12 +21,27 @@ pub struct Described {
     pub workload: Workload,
 }
 
-/// The manifest of a recording whose t = 0 is that of `clock`.
+/// The manifest of a recording whose t = 0 is that of `clock`. Where `privacy` does
+/// not keep texts, those of the command line are hashed and the settings of bodies,
+/// which may hold more of them, are left out.
 #[must_use]
-pub fn describe(clock: RunClock, described: &Described) -> Manifest {
+pub fn describe(clock: RunClock, described: &Described, privacy: &Privacy) -> Manifest {
     let anchor = Anchor::read();
     let start_ns = anchor.realtime_ns - (anchor.monotonic_ns - clock.origin_ns());
     let tool = concat!("tapedeck ", env!("CARGO_PKG_VERSION"));
+    // A path need not be UTF-8; what stands here is for people to read.
+    let mut command = mask_command(std::env::args_os().map(|a| a.to_string_lossy().into_owned()));
+    let mut settings = described.settings.clone();
+    let mut workload = described.workload.clone();
+    settings["content"] = json!(privacy.content().as_str());
+    if privacy.content() != Content::Full {
+        command = mask_texts(command, |text| privacy.hash(text.as_bytes()));
+        for key in ["body", "where"] {
+            settings.as_object_mut().and_then(|s| s.remove(key));
+        }
+        let hash = workload.content_hash.take();
+        workload.content_hash = hash.map(|hash| privacy.hash(hash.as_bytes()));
+    }
     Manifest {
         labels: described.labels.clone(),
         wall_clock_start: DateTime::from_timestamp_nanos(start_ns)
@@ -36,11 +51,10 @@ pub fn describe(clock: RunClock, described: &Described) -> Manifest {
             monotonic_ns: anchor.monotonic_ns,
             realtime_ns: anchor.realtime_ns,
         }],
-        // A path need not be UTF-8; what stands here is for people to read.
-        command: mask_command(std::env::args_os().map(|a| a.to_string_lossy().into_owned())),
+        command,
         target: Some(described.target.clone()),
-        settings: described.settings.clone(),
-        workload: Some(described.workload.clone()),
+        settings,
+        workload: Some(workload),
         host: Host::read(),
         ..Manifest::new(&described.name, tool, clock.origin_ns())
     }

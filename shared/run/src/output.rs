@@ -49,12 +49,18 @@ pub fn content_hash(requests: &[Arc<PreparedRequest>]) -> String {
 }
 
 fn default_out(name: &str) -> PathBuf {
+    PathBuf::from("recordings").join(folder_name(name))
+}
+
+/// `<utc>-<name>`, with nothing in it that a file name cannot bear.
+#[must_use]
+pub fn folder_name(name: &str) -> String {
     let safe = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     let name: String = name
         .chars()
         .map(|c| if safe(c) { c } else { '-' })
         .collect();
-    PathBuf::from("recordings").join(format!("{}-{name}", utc_now()))
+    format!("{}-{name}", utc_now())
 }
 
 /// One failure on one line: what the server or the network said.
@@ -93,7 +99,8 @@ fn print_report(_paths: &[PathBuf], _output: &OutputArgs) -> Result<()> {
     Ok(())
 }
 
-fn print_json(done: &[Outcome]) {
+/// Prints paths and counts as one JSON object on stdout.
+pub fn print_json(done: &[Outcome]) {
     let paths: Vec<String> = done.iter().map(|o| o.path.display().to_string()).collect();
     let requests: u64 = done.iter().map(|o| o.requests).sum();
     let failed: u64 = done.iter().map(|o| o.failed).sum();

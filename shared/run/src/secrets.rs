@@ -63,7 +63,7 @@ const SECRET_FLAGS: &[&str] = &["--api-key"];
 /// Flags whose value is `name=secret`.
 const PAIR_FLAGS: &[&str] = &["--header", "--headers"];
 const ENDPOINT_FLAG: &str = "--endpoint";
-const URL_FLAGS: &[&str] = &["--url", "--base-url"];
+const URL_FLAGS: &[&str] = &["--url", "--base-url", "--upstream"];
 
 /// A command line with its secrets masked. Header values are always masked: a
 /// name does not tell whether its value is harmless.
@@ -89,6 +89,33 @@ pub fn mask_command(arguments: impl IntoIterator<Item = String>) -> Vec<String> 
     masked
 }
 
+/// Flags whose values are, or may hold, what is sent to a model.
+const TEXT_FLAGS: &[&str] = &[
+    "--prompt",
+    "--stop",
+    "--extra-body",
+    "--extra-args",
+    "--where",
+];
+
+/// A command line with `hide` applied to the texts in it.
+#[must_use]
+pub fn mask_texts(arguments: Vec<String>, hide: impl Fn(&str) -> String) -> Vec<String> {
+    let mut in_text = false;
+    let mask = |argument: String| {
+        let name = argument.split('=').next().unwrap_or_default();
+        if !argument.starts_with("--") {
+            return if in_text { hide(&argument) } else { argument };
+        }
+        in_text = TEXT_FLAGS.contains(&name);
+        match argument.split_once('=') {
+            Some((name, text)) if in_text => format!("{name}={}", hide(text)),
+            _ => argument,
+        }
+    };
+    arguments.into_iter().map(mask).collect()
+}
+
 fn mask_value(flag: &str, value: &str) -> String {
     if SECRET_FLAGS.contains(&flag) {
         MASK.to_owned()
@@ -111,6 +138,15 @@ fn mask_value(flag: &str, value: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn texts_are_hidden_wherever_a_command_line_has_them() {
+        let line = "load --prompt=TEXT --stop TEXT TEXT --url http://h --prompt TEXT --model m";
+        let words = line.split_whitespace().map(str::to_owned).collect();
+        let masked = mask_texts(words, |text| text.len().to_string()).join(" ");
+        let expected = "load --prompt=4 --stop 4 4 --url http://h --prompt 4 --model m";
+        assert_eq!(masked, expected);
+    }
 
     #[test]
     fn no_secret_survives_in_a_command_line() {

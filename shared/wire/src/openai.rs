@@ -12,11 +12,13 @@ use crate::words::ChunkKind;
 mod delta;
 mod document;
 mod envelope;
+mod request;
 mod said;
 mod values;
 
 use document::Facts;
 pub use envelope::Interpreter;
+pub use request::{RequestFacts, request_facts};
 pub use said::{input_text, output_text};
 
 word_enum! {

@@ -1,0 +1,298 @@
+//! `record proxy`: clients' requests pass through to a server and are recorded.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use http::HeaderName;
+use rustls::ServerConfig;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use serde_json::{Value, json};
+use tapedeck_clock::RunClock;
+use tapedeck_live::{Gauges, Stop, StopLevel, Target, Telemetry, TlsOptions};
+use tapedeck_proxy::{Admin, Metrics, Pattern, Proxy, Rules, Settings, Watched};
+use tapedeck_recording::manifest::Workload;
+use tapedeck_recording::{EventBatch, MarkRow, Privacy, SegmentLimits, Sink, Writer};
+use tapedeck_run::ending::Ending;
+use tapedeck_run::harness::raise_open_files_limit;
+use tapedeck_run::manifest::{Described, describe};
+use tapedeck_run::output::{self, Outcome, folder_name};
+use tapedeck_run::secrets::{mask_query, mask_url};
+use tapedeck_run::signals;
+use url::Url;
+
+use crate::cli::ProxyArgs;
+
+/// How often the main thread looks for a stop request.
+const WATCH: Duration = Duration::from_millis(50);
+
+/// Carries out `record proxy`: serves until a signal, then seals.
+///
+/// # Errors
+/// When an address, a URL or a certificate cannot be used, or when the recording
+/// is not complete in the end.
+pub(crate) fn run(args: &ProxyArgs) -> Result<Ending> {
+    raise_open_files_limit();
+    let clock = RunClock::start();
+    let listener = listen("--listen", args.listen, args.allow_remote)?;
+    let admin = args
+        .admin
+        .map(|addr| listen("--admin", addr, args.allow_remote))
+        .transpose()?;
+    let settings = settings(args, clock)?;
+    let dir = args.out.join(folder_name(&args.name));
+    let manifest = describe(clock, &described(args, &settings), &settings.privacy);
+    let stop = Arc::new(Stop::default());
+    signals::watch(Arc::clone(&stop))?;
+    let writer = Writer::create(&dir, manifest, SegmentLimits::default())?;
+    let serving = Serving {
+        args,
+        clock,
+        sink: writer.sink(),
+        stop,
+        gauges: Arc::default(),
+    };
+    let served = serving.serve(settings, &listener, admin);
+    drop(listener);
+    let sealed = writer.finish();
+    sealed.with_context(|| format!("the recording {} is not complete", dir.display()))?;
+    let outcome = serving.outcome(dir, &*served?);
+    serving.stop.finish();
+    Ok(outcome)
+}
+
+struct Serving<'a> {
+    args: &'a ProxyArgs,
+    clock: RunClock,
+    sink: Sink,
+    stop: Arc<Stop>,
+    gauges: Arc<Gauges>,
+}
+
+impl Serving<'_> {
+    /// Serves until stopped and drained.
+    fn serve(
+        &self,
+        settings: Settings,
+        listener: &TcpListener,
+        admin: Option<TcpListener>,
+    ) -> Result<Arc<Metrics>> {
+        let shown = mask_url(&self.args.upstream);
+        let telemetry = Telemetry::start(self.clock, Arc::clone(&self.gauges), self.sink.clone())
+            .context("cannot start the telemetry thread")?;
+        self.mark("phase_begin");
+        let proxy = Proxy::start(listener, settings, &self.sink, &self.stop, &self.gauges)?;
+        let metrics = proxy.metrics();
+        if let Some(listener) = admin {
+            let watched = Watched {
+                metrics: Arc::clone(&metrics),
+                sink: self.sink.clone(),
+                strict: self.args.what.strict,
+            };
+            let admin = Admin::start(listener, watched).context("cannot start the admin thread")?;
+            eprintln!("metrics on http://{}/metrics", admin.addr());
+        }
+        let scheme = if self.args.tls_cert.is_some() {
+            "https"
+        } else {
+            "http"
+        };
+        eprintln!("proxy on {scheme}://{} for {shown}", proxy.addr());
+        while self.stop.level() == StopLevel::Run {
+            std::thread::sleep(WATCH);
+        }
+        let ended = proxy.wait();
+        telemetry.finish();
+        self.mark("phase_end");
+        ended?;
+        Ok(metrics)
+    }
+
+    fn mark(&self, name: &str) {
+        let mark = MarkRow {
+            t_ns: self.clock.now_ns(),
+            name: name.into(),
+            detail: r#"{"phase":"measure"}"#.into(),
+        };
+        let batch = EventBatch {
+            marks: vec![mark],
+            ..EventBatch::default()
+        };
+        // A writer that has stopped reports its own error at the end.
+        self.sink.push(batch).ok();
+    }
+
+    fn outcome(&self, path: PathBuf, metrics: &Metrics) -> Ending {
+        eprintln!("recorded {}", path.display());
+        let dropped = metrics.dropped_events();
+        if dropped > 0 {
+            eprintln!("warning: {dropped} events were dropped, traffic was not");
+        }
+        if self.args.json {
+            output::print_json(&[Outcome {
+                path,
+                requests: self.gauges.ended_requests(),
+                failed: metrics.failed_requests(),
+                failures: Vec::new(),
+            }]);
+        }
+        Ending::Fine
+    }
+}
+
+/// Opens an address. One that other machines reach has to be asked for twice: a
+/// proxy lends its clients the way to the server behind it.
+fn listen(flag: &str, addr: SocketAddr, allow_remote: bool) -> Result<TcpListener> {
+    if !addr.ip().is_loopback() && !allow_remote {
+        bail!(
+            "{flag} {addr} can be reached from other machines\nhint: add --allow-remote if that is meant"
+        );
+    }
+    TcpListener::bind(addr).with_context(|| format!("cannot listen on {flag} {addr}"))
+}
+
+fn settings(args: &ProxyArgs, clock: RunClock) -> Result<Settings> {
+    let url = upstream(&args.upstream)?;
+    let options = TlsOptions {
+        cacert: args.cacert.clone(),
+        insecure: args.insecure,
+    };
+    let content = args.what.content.into();
+    Ok(Settings {
+        clock,
+        target: Target::resolve(&url, &options)?,
+        base_path: url.path().trim_end_matches('/').to_owned(),
+        tls: tls(args)?,
+        workers: workers(args),
+        rules: rules(args)?,
+        privacy: Privacy::new(content).context("cannot read a key for --content")?,
+        mask_query,
+        strict: args.what.strict,
+        connect_timeout: args.connect_timeout,
+        drain: args.drain_timeout,
+    })
+}
+
+/// A URL that requests can be passed on to. What it says besides address and path
+/// would silently be lost.
+fn upstream(text: &str) -> Result<Url> {
+    let shown = mask_url(text);
+    let url = Url::parse(text)
+        .ok()
+        .filter(|url| matches!(url.scheme(), "http" | "https") && url.host().is_some());
+    let Some(url) = url else {
+        bail!("--upstream {shown} cannot be used\nhint: http://host:port or https://host");
+    };
+    if url.query().is_some() || url.fragment().is_some() {
+        bail!("--upstream {shown} has a query\nhint: clients send their own");
+    }
+    if url.password().is_some() || !url.username().is_empty() {
+        bail!("--upstream {shown} has a user or password\nhint: clients send their own");
+    }
+    Ok(url)
+}
+
+fn workers(args: &ProxyArgs) -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+    args.workers.map_or(cores, usize::from)
+}
+
+fn rules(args: &ProxyArgs) -> Result<Rules> {
+    let what = &args.what;
+    let header = &what.session_header;
+    let session_header: HeaderName = header
+        .parse()
+        .with_context(|| format!("--session-header {header} is no header's name"))?;
+    if let Some(pointer) = &what.session_field
+        && !pointer.starts_with('/')
+    {
+        bail!(
+            "--session-field {pointer} is no JSON pointer\nhint: it begins with /, as in /metadata/session"
+        );
+    }
+    Ok(Rules {
+        patterns: match what.patterns.is_empty() {
+            true => Rules::default_patterns(),
+            false => what.patterns.iter().map(|p| Pattern::new(p)).collect(),
+        },
+        default_api: what.api,
+        session_header,
+        session_field: what.session_field.clone(),
+        sample: what.sample,
+    })
+}
+
+fn tls(args: &ProxyArgs) -> Result<Option<Arc<ServerConfig>>> {
+    let (Some(cert), Some(key)) = (&args.tls_cert, &args.tls_key) else {
+        return Ok(None);
+    };
+    let no_cert = || {
+        format!(
+            "cannot read certificates from --tls-cert {}",
+            cert.display()
+        )
+    };
+    let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_file_iter(cert)
+        .with_context(no_cert)?
+        .collect::<Result<_, _>>()
+        .with_context(no_cert)?;
+    let no_key = || format!("cannot read a key from --tls-key {}", key.display());
+    let private = PrivateKeyDer::from_pem_file(key).with_context(no_key)?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .context("cannot set up TLS")?
+        .with_no_client_auth()
+        .with_single_cert(chain, private)
+        .with_context(|| {
+            format!(
+                "--tls-cert {} and --tls-key {} do not fit",
+                cert.display(),
+                key.display()
+            )
+        })?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(Some(Arc::new(config)))
+}
+
+fn described(args: &ProxyArgs, settings: &Settings) -> Described {
+    Described {
+        name: args.name.clone(),
+        labels: args.labels.iter().cloned().collect(),
+        target: mask_url(&args.upstream),
+        settings: settings_json(args, settings),
+        workload: Workload {
+            kind: "proxy".to_owned(),
+            path: None,
+            content_hash: None,
+            seed: 0,
+        },
+    }
+}
+
+fn settings_json(args: &ProxyArgs, settings: &Settings) -> Value {
+    let what = &args.what;
+    let patterns = match what.patterns.is_empty() {
+        true => json!(["*/chat/completions", "*/completions"]),
+        false => json!(what.patterns),
+    };
+    json!({
+        "listen": args.listen.to_string(),
+        "admin": args.admin.map(|addr| addr.to_string()),
+        "match": patterns,
+        "api": what.api.as_str(),
+        "session_header": what.session_header,
+        "session_field": what.session_field,
+        "sample": what.sample,
+        "strict": what.strict,
+        "workers": settings.workers,
+        "tls": settings.tls.is_some(),
+        "connect_timeout_s": args.connect_timeout.as_secs_f64(),
+        "drain_timeout_s": args.drain_timeout.as_secs_f64(),
+        "insecure": args.insecure,
+        "cacert": args.cacert,
+    })
+}

@@ -1,0 +1,148 @@
+use bytes::Bytes;
+
+use super::*;
+use crate::event::{ChunkKind, Outcome, Phase, TimestampSource};
+
+const TEXT: &str = "the secret plan";
+
+fn pairs(value: &str) -> Option<Pairs> {
+    let pairs = [("x-session-id", value), ("content-type", "text/plain")];
+    Some(
+        pairs
+            .into_iter()
+            .map(|(n, v)| (n.to_owned(), v.to_owned()))
+            .collect(),
+    )
+}
+
+fn batch() -> EventBatch {
+    let mut batch = EventBatch::default();
+    batch.requests.push(RequestRow {
+        request_id: 0,
+        attempt: 0,
+        phase: Phase::Measure,
+        session_id: Some(TEXT.into()),
+        turn: None,
+        parent_request_id: None,
+        replay_of: None,
+        worker: None,
+        api: "openai-chat".into(),
+        method: "POST".into(),
+        url_path: "/v1/chat/completions".into(),
+        query: Some(format!("api-version=1&q={TEXT}&{TEXT}").into()),
+        model: Some("org/model-7b:latest".into()),
+        stream: true,
+        t_scheduled_ns: None,
+        t_dispatched_ns: Some(1),
+        t_received_ns: Some(2),
+        t_connect_ns: None,
+        t_connected_ns: None,
+        t_tls_ns: None,
+        t_sent_ns: Some(3),
+        conn_id: None,
+        conn_reused: None,
+        headers: pairs(TEXT),
+        body: Some(Bytes::from_static(TEXT.as_bytes())),
+        body_bytes: TEXT.len() as i64,
+        body_hash: Some("unkeyed".into()),
+        input_tokens: Some(4),
+        input_tokens_source: None,
+        max_output_tokens: Some(5),
+        block_size: None,
+        block_runs: None,
+    });
+    let chunk = ChunkRow {
+        request_id: 0,
+        attempt: 0,
+        chunk_index: 0,
+        read_index: 0,
+        choice_index: Some(0),
+        t_ns: 4,
+        t_seen_ns: 5,
+        t_forwarded_ns: Some(6),
+        kind: ChunkKind::Content,
+        event: Some(TEXT.into()),
+        event_id: Some(TEXT.into()),
+        tokens: Some(1),
+        bytes: TEXT.len() as i64,
+        payload: None,
+    };
+    batch.chunks.push(chunk, Some(TEXT.as_bytes()));
+    batch.responses.push(ResponseRow {
+        request_id: 0,
+        attempt: 0,
+        outcome: Outcome::HttpError,
+        status: Some(400),
+        headers: pairs(TEXT),
+        trailers: pairs(TEXT),
+        t_headers_ns: Some(4),
+        t_end_ns: Some(7),
+        t_client_end_ns: Some(8),
+        timestamp_source: TimestampSource::Kernel,
+        finish_reason: Some(TEXT.into()),
+        input_tokens: Some(4),
+        output_tokens: Some(1),
+        reasoning_tokens: None,
+        cached_tokens: None,
+        usage_source: Some("usage".into()),
+        error: Some(TEXT.into()),
+        body: Some(Bytes::from_static(TEXT.as_bytes())),
+        body_bytes: TEXT.len() as i64,
+        chunk_count: 1,
+        malformed_chunks: 0,
+    });
+    batch
+}
+
+fn under(content: Content) -> EventBatch {
+    let mut batch = batch();
+    Privacy::new(content).unwrap().batch(&mut batch);
+    batch
+}
+
+#[test]
+fn no_text_survives_and_all_numbers_do() {
+    for content in [Content::Hashed, Content::Lengths] {
+        let kept = under(content);
+        let all = format!("{kept:?}");
+        assert!(!all.contains(TEXT), "{all}");
+        assert!(!all.contains("unkeyed"), "{all}");
+        assert!(kept.chunks.payloads.is_empty());
+        let before = batch();
+        assert_eq!(kept.requests[0].body_bytes, before.requests[0].body_bytes);
+        assert_eq!(kept.requests[0].model, before.requests[0].model);
+        assert_eq!(kept.responses[0].body_bytes, TEXT.len() as i64);
+        assert_eq!(kept.responses[0].error.as_deref(), Some("http_error"));
+        let (chunk, was) = (&kept.chunks.rows[0], &before.chunks.rows[0]);
+        assert_eq!((chunk.kind, chunk.bytes), (was.kind, was.bytes));
+        assert_eq!((chunk.t_ns, chunk.t_forwarded_ns), (4, Some(6)));
+    }
+    assert!(under(Content::Hashed).requests[0].body_hash.is_some());
+    assert!(under(Content::Lengths).requests[0].body_hash.is_none());
+    assert_eq!(under(Content::Full), batch());
+}
+
+#[test]
+fn equal_texts_have_equal_hashes_under_one_key_only() {
+    let (a, b) = (
+        Privacy::new(Content::Hashed).unwrap(),
+        Privacy::new(Content::Hashed).unwrap(),
+    );
+    assert_eq!(a.hash(b"x"), a.clone().hash(b"x"));
+    assert_ne!(a.hash(b"x"), b.hash(b"x"));
+    assert_ne!(a.hash(b"x"), crate::body_hash(b"x"));
+}
+
+#[test]
+fn a_request_can_only_ask_for_less() {
+    let hashed = Privacy::new(Content::Hashed).unwrap();
+    assert_eq!(hashed.at_least(Content::Full).content(), Content::Hashed);
+    assert_eq!(
+        hashed.at_least(Content::Lengths).content(),
+        Content::Lengths
+    );
+    assert_eq!(
+        hashed.at_least(Content::Lengths).hash(b"x"),
+        hashed.hash(b"x")
+    );
+}
