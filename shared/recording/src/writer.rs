@@ -281,6 +281,8 @@ impl Sink {
 #[derive(Debug)]
 pub struct Writer {
     sink: Sink,
+    /// Told to the sealer directly: the writer may be waiting for it.
+    ending: Arc<AtomicBool>,
     thread: Option<JoinHandle<Result<Manifest, WriteError>>>,
 }
 
@@ -302,7 +304,8 @@ impl Writer {
             queue: Arc::new(Queue::default()),
             gauges: Arc::new(Gauges::default()),
         };
-        let mut state = WriterState::new(dir, manifest, options, &sink)?;
+        let ending = Arc::new(AtomicBool::new(false));
+        let mut state = WriterState::new(dir, manifest, options, &sink, Arc::clone(&ending))?;
         let thread = std::thread::Builder::new()
             .name("tapedeck-writer".into())
             .spawn(move || {
@@ -314,6 +317,7 @@ impl Writer {
             .map_err(WriteError::Thread)?;
         Ok(Self {
             sink,
+            ending,
             thread: Some(thread),
         })
     }
@@ -333,6 +337,7 @@ impl Writer {
     }
 
     fn end(&mut self) -> Option<Result<Manifest, WriteError>> {
+        self.ending.store(true, Ordering::Relaxed);
         self.sink.queue.close();
         let thread = self.thread.take()?;
         Some(thread.join().unwrap_or(Err(WriteError::Panicked)))
@@ -452,6 +457,7 @@ impl WriterState {
         manifest: Manifest,
         options: WriterOptions,
         sink: &Sink,
+        ending: Arc<AtomicBool>,
     ) -> Result<Self, WriteError> {
         let log = match options.durability {
             Durability::None => None,
@@ -477,7 +483,7 @@ impl WriterState {
                 sink.queue.close();
             }
         };
-        let sealer = Sealer::start(dir, manifest, options.on_disk_error, failed)
+        let sealer = Sealer::start(dir, manifest, options.on_disk_error, ending, failed)
             .map_err(WriteError::Thread)?;
         Ok(Self {
             options,
@@ -649,9 +655,25 @@ impl WriterState {
         })
     }
 
+    /// Takes to the log what is still queued, and tries to seal it: when the one is
+    /// refused the other may be not, as Parquet takes a tenth of the room.
+    fn rescue(&mut self) {
+        while let Popped::Item(message) = self.queue.pop(Duration::ZERO) {
+            if let Message::Events(batch) = message {
+                self.take(batch);
+            }
+            if self.pending_bytes >= COMMIT_BYTES {
+                self.commit().ok();
+            }
+        }
+        self.commit().ok();
+        if !self.open.is_empty() {
+            self.cut(Tables::NonEmpty, State::Open).ok();
+        }
+    }
+
     /// Seals what is left, after whatever happened.
     fn finish(mut self, written: Result<(), Halt>) -> Result<Manifest, WriteError> {
-        self.sealer.ending();
         let ended = match written {
             Ok(()) => self
                 .commit()
@@ -661,15 +683,7 @@ impl WriterState {
         if ended.is_err() {
             self.gauges.fail();
             self.queue.close();
-            let mut left = self.pending.len() as u64;
-            while let Popped::Item(message) = self.queue.pop(Duration::ZERO) {
-                left += message.rows();
-            }
-            self.gauges.lost.fetch_add(left, Ordering::Relaxed);
-            // Parquet takes a tenth of the room that the log does: try.
-            if !self.open.is_empty() {
-                self.cut(Tables::NonEmpty, State::Open).ok();
-            }
+            self.rescue();
         }
         let sealed = self.sealer.finish();
         let error = match (ended, sealed) {

@@ -220,6 +220,25 @@ fn a_disk_that_comes_back_gets_everything_but_what_is_counted_as_dropped() {
 }
 
 #[test]
+fn a_disk_that_never_comes_back_does_not_hold_the_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let writer = Writer::create(dir.path(), manifest(), patient(4)).unwrap();
+    std::fs::write(dir.path().join("chunks"), "in the way").unwrap();
+    for _ in 0..4 {
+        writer.sink().push(chunks(3)).unwrap();
+    }
+    let error = writer.finish().unwrap_err();
+    assert!(
+        error.to_string().contains("could not be recorded"),
+        "{error}"
+    );
+    std::fs::remove_file(dir.path().join("chunks")).unwrap();
+    // The log took what Parquet could not, the queue's rest included.
+    let rows = Recording::open(dir.path()).unwrap().rows(Table::Chunks);
+    assert_eq!(rows.unwrap().len(), 12);
+}
+
+#[test]
 fn a_log_that_is_refused_is_a_hole_until_the_next_seal() {
     let dir = tempfile::tempdir().unwrap();
     let writer = Writer::create(dir.path(), manifest(), patient(1000)).unwrap();
