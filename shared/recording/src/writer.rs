@@ -7,7 +7,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -15,19 +15,21 @@ use tapedeck_clock::monotonic_ns;
 use tapedeck_wire::word_enum;
 
 use crate::columns::to_batch;
-use crate::event::{EventBatch, MarkRow};
+use crate::event::EventBatch;
 use crate::files;
 use crate::lock::{self, WAL_DIR};
-use crate::manifest::{ClockAnchor, Manifest, State};
-use crate::queue::{Popped, Queue, Refused};
+use crate::manifest::{Manifest, State};
+use crate::queue::{Popped, Queue};
 use crate::recover::Notes;
 use crate::schema::Table;
 use crate::sealer::{Closed, RETRY, Sealer, SealerStopped, store};
 use crate::segment::{Cut, Rows, SealError, Tables};
+use crate::sink::{Gauges, Message};
 use crate::sync::{Syncer, sync};
 use crate::wal::{Numbered, Wal};
 
 pub use crate::queue::{QUEUE_BATCHES, QUEUE_BYTES};
+pub use crate::sink::{Sink, Stopped};
 
 /// When a segment is cut.
 #[derive(Debug, Clone, Copy)]
@@ -131,148 +133,6 @@ impl WriteError {
     /// True for what a disk may take back: no room, no access, no device.
     pub(crate) fn is_of_disk(&self) -> bool {
         matches!(self, Self::File { .. } | Self::Seal(SealError::Io { .. }))
-    }
-}
-
-/// The writer has stopped; [`Writer::finish`] says why.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the recording's writer has stopped")]
-pub struct Stopped;
-
-#[derive(Debug)]
-enum Message {
-    Events(EventBatch),
-    Anchor(ClockAnchor),
-}
-
-impl Message {
-    fn rows(&self) -> u64 {
-        match self {
-            Self::Events(batch) => batch.len() as u64,
-            Self::Anchor(_) => 0,
-        }
-    }
-}
-
-/// What sinks, writer and sealer tell each other beside the queue.
-#[derive(Debug, Default)]
-struct Gauges {
-    failed: AtomicBool,
-    /// Events that nobody could be given, after the disk refused.
-    lost: AtomicU64,
-    /// Events that [`Sink::offer`] dropped and no mark speaks of yet, and the
-    /// absolute instants between which that was.
-    dropped: AtomicU64,
-    dropped_from_ns: AtomicI64,
-    dropped_to_ns: AtomicI64,
-}
-
-impl Gauges {
-    fn fail(&self) {
-        self.failed.store(true, Ordering::Relaxed);
-    }
-
-    fn drop_events(&self, events: u64) {
-        let now_ns = monotonic_ns();
-        if self.dropped.fetch_add(events, Ordering::Relaxed) == 0 {
-            self.dropped_from_ns.store(now_ns, Ordering::Relaxed);
-        }
-        self.dropped_to_ns.store(now_ns, Ordering::Relaxed);
-    }
-
-    /// A mark about what was dropped since the last one.
-    fn dropped_mark(&self, start_ns: i64) -> Option<MarkRow> {
-        let events = self.dropped.swap(0, Ordering::Relaxed);
-        if events == 0 {
-            return None;
-        }
-        let since_start = |t: &AtomicI64| t.load(Ordering::Relaxed) - start_ns;
-        let from_ns = since_start(&self.dropped_from_ns);
-        let to_ns = since_start(&self.dropped_to_ns);
-        let detail = format!(r#"{{"events":{events},"from_ns":{from_ns},"to_ns":{to_ns}}}"#);
-        Some(MarkRow {
-            t_ns: to_ns,
-            name: "dropped".into(),
-            detail: detail.into(),
-        })
-    }
-}
-
-/// A cloneable handle that hands rows to the writer.
-#[derive(Debug, Clone)]
-pub struct Sink {
-    queue: Arc<Queue<Message>>,
-    gauges: Arc<Gauges>,
-}
-
-impl Sink {
-    /// Hands over a batch, waiting while the queue is full.
-    ///
-    /// # Errors
-    /// When the writer has stopped; the events count as lost.
-    pub fn push(&self, batch: EventBatch) -> Result<(), Stopped> {
-        if batch.is_empty() {
-            return Ok(());
-        }
-        let bytes = batch.size_bytes();
-        self.queue
-            .push(Message::Events(batch), bytes)
-            .map_err(|message| {
-                self.gauges
-                    .lost
-                    .fetch_add(message.rows(), Ordering::Relaxed);
-                Stopped
-            })
-    }
-
-    /// Hands over a batch if there is room; gives it back otherwise.
-    ///
-    /// # Errors
-    /// The batch, when the queue is full or the writer has stopped.
-    #[expect(
-        clippy::result_large_err,
-        reason = "the batch goes back to a caller that counts what it drops"
-    )]
-    pub fn try_push(&self, batch: EventBatch) -> Result<(), EventBatch> {
-        let bytes = batch.size_bytes();
-        match self.queue.try_push(Message::Events(batch), bytes) {
-            Err(
-                Refused::Full(Message::Events(batch)) | Refused::Closed(Message::Events(batch)),
-            ) => Err(batch),
-            _ => Ok(()),
-        }
-    }
-
-    /// Hands over a batch if there is room, and drops it otherwise: then a mark
-    /// `dropped` with the number of events and the instants follows as soon as
-    /// rows are taken again. Returns whether the batch was taken.
-    pub fn offer(&self, batch: EventBatch) -> bool {
-        let refused = self.try_push(batch).err();
-        if let Some(batch) = &refused {
-            self.gauges.drop_events(batch.len() as u64);
-        }
-        refused.is_none()
-    }
-
-    /// Adds a clock anchor to the manifest.
-    ///
-    /// # Errors
-    /// When the writer has stopped.
-    pub fn anchor(&self, anchor: ClockAnchor) -> Result<(), Stopped> {
-        let message = Message::Anchor(anchor);
-        self.queue.push(message, 0).map_err(|_| Stopped)
-    }
-
-    /// Batches waiting for the writer.
-    #[must_use]
-    pub fn queued_batches(&self) -> usize {
-        self.queue.len()
-    }
-
-    /// True once the writer met an error: nothing more is recorded.
-    #[must_use]
-    pub fn failed(&self) -> bool {
-        self.gauges.failed.load(Ordering::Relaxed)
     }
 }
 

@@ -1,5 +1,5 @@
 use super::*;
-use crate::event::{ChunkKind, ChunkRow, SampleRow};
+use crate::event::{ChunkKind, ChunkRow, MarkRow, SampleRow};
 use crate::reader::{Recording, read_file};
 use crate::schema::Table;
 use crate::testing::until;
