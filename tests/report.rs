@@ -397,6 +397,7 @@ fn every_broken_invariant_of_the_rows_is_named_with_its_request() {
     });
     assert_found("chunk_count", |e| e.responses[1].chunk_count = 4);
     assert_found("negative_length", |e| e.chunks.rows[4].bytes = -1);
+    assert_found("unfinished_request", |e| drop(e.responses.remove(1)));
     assert_found("response_without_request", |e| drop(e.requests.remove(1)));
     assert_found("chunk_without_request", |e| drop(e.requests.remove(1)));
 }

@@ -2,7 +2,7 @@
 //!
 //! This crate knows Arrow, Parquet and the disk, and no sockets. Reading order:
 //! [`schema`] (the contract), [`event`] (rows), [`columns`] (rows ↔ Arrow),
-//! [`writer`] (commits and cuts), `wal` and `frame` (the open segment on disk),
+//! `sink` and `queue` (towards the sockets), [`writer`] (commits and cuts), `wal` and `frame` (the open segment on disk),
 //! `sealer` and [`segment`] (Parquet), [`manifest`], [`reader`], `recover` (what
 //! a recorder that died left behind), [`repair`].
 //!
@@ -32,6 +32,7 @@ mod scan;
 pub mod schema;
 mod sealer;
 pub mod segment;
+mod sink;
 mod sync;
 #[cfg(test)]
 mod testing;

@@ -40,36 +40,32 @@ pub(crate) struct SealerStopped;
 #[derive(Debug)]
 pub(crate) struct Sealer {
     segments: SyncSender<Box<Closed>>,
-    ending: Arc<AtomicBool>,
     thread: JoinHandle<Result<Manifest, WriteError>>,
 }
 
 impl Sealer {
-    /// `failed` is called when the disk has refused for good, with the number of
-    /// rows that went with it.
+    /// Once `ending` is set an error is final, whatever was chosen. `failed` is
+    /// called when the disk has refused for good, with the number of rows that went
+    /// with it.
     pub(crate) fn start(
         dir: &Path,
         manifest: Manifest,
         on_disk_error: DiskError,
+        ending: Arc<AtomicBool>,
         failed: impl Fn(u64) + Send + 'static,
     ) -> std::io::Result<Self> {
         // No room: a segment is handed over only to a sealer that waits for it.
         let (segments, received) = sync_channel(0);
-        let ending = Arc::new(AtomicBool::new(false));
         let work = Work {
             dir: dir.to_owned(),
             manifest,
             on_disk_error,
-            ending: Arc::clone(&ending),
+            ending,
         };
         let thread = std::thread::Builder::new()
             .name("tapedeck-sealer".into())
             .spawn(move || work.run(&received, failed))?;
-        Ok(Self {
-            segments,
-            ending,
-            thread,
-        })
+        Ok(Self { segments, thread })
     }
 
     /// Waits for the segment before and hands over this one.
@@ -77,11 +73,6 @@ impl Sealer {
         self.segments
             .send(Box::new(closed))
             .map_err(|_| SealerStopped)
-    }
-
-    /// From now on an error is final.
-    pub(crate) fn ending(&self) {
-        self.ending.store(true, Ordering::Relaxed);
     }
 
     /// The manifest after all segments handed over are sealed.

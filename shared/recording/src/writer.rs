@@ -7,7 +7,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -15,19 +15,21 @@ use tapedeck_clock::monotonic_ns;
 use tapedeck_wire::word_enum;
 
 use crate::columns::to_batch;
-use crate::event::{EventBatch, MarkRow};
+use crate::event::EventBatch;
 use crate::files;
 use crate::lock::{self, WAL_DIR};
-use crate::manifest::{ClockAnchor, Manifest, State};
-use crate::queue::{Popped, Queue, Refused};
+use crate::manifest::{Manifest, State};
+use crate::queue::{Popped, Queue};
 use crate::recover::Notes;
 use crate::schema::Table;
 use crate::sealer::{Closed, RETRY, Sealer, SealerStopped, store};
 use crate::segment::{Cut, Rows, SealError, Tables};
+use crate::sink::{Gauges, Message};
 use crate::sync::{Syncer, sync};
 use crate::wal::{Numbered, Wal};
 
 pub use crate::queue::{QUEUE_BATCHES, QUEUE_BYTES};
+pub use crate::sink::{Sink, Stopped};
 
 /// When a segment is cut.
 #[derive(Debug, Clone, Copy)]
@@ -134,153 +136,13 @@ impl WriteError {
     }
 }
 
-/// The writer has stopped; [`Writer::finish`] says why.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the recording's writer has stopped")]
-pub struct Stopped;
-
-#[derive(Debug)]
-enum Message {
-    Events(EventBatch),
-    Anchor(ClockAnchor),
-}
-
-impl Message {
-    fn rows(&self) -> u64 {
-        match self {
-            Self::Events(batch) => batch.len() as u64,
-            Self::Anchor(_) => 0,
-        }
-    }
-}
-
-/// What sinks, writer and sealer tell each other beside the queue.
-#[derive(Debug, Default)]
-struct Gauges {
-    failed: AtomicBool,
-    /// Events that nobody could be given, after the disk refused.
-    lost: AtomicU64,
-    /// Events that [`Sink::offer`] dropped and no mark speaks of yet, and the
-    /// absolute instants between which that was.
-    dropped: AtomicU64,
-    dropped_from_ns: AtomicI64,
-    dropped_to_ns: AtomicI64,
-}
-
-impl Gauges {
-    fn fail(&self) {
-        self.failed.store(true, Ordering::Relaxed);
-    }
-
-    fn drop_events(&self, events: u64) {
-        let now_ns = monotonic_ns();
-        if self.dropped.fetch_add(events, Ordering::Relaxed) == 0 {
-            self.dropped_from_ns.store(now_ns, Ordering::Relaxed);
-        }
-        self.dropped_to_ns.store(now_ns, Ordering::Relaxed);
-    }
-
-    /// A mark about what was dropped since the last one.
-    fn dropped_mark(&self, start_ns: i64) -> Option<MarkRow> {
-        let events = self.dropped.swap(0, Ordering::Relaxed);
-        if events == 0 {
-            return None;
-        }
-        let since_start = |t: &AtomicI64| t.load(Ordering::Relaxed) - start_ns;
-        let from_ns = since_start(&self.dropped_from_ns);
-        let to_ns = since_start(&self.dropped_to_ns);
-        let detail = format!(r#"{{"events":{events},"from_ns":{from_ns},"to_ns":{to_ns}}}"#);
-        Some(MarkRow {
-            t_ns: to_ns,
-            name: "dropped".into(),
-            detail: detail.into(),
-        })
-    }
-}
-
-/// A cloneable handle that hands rows to the writer.
-#[derive(Debug, Clone)]
-pub struct Sink {
-    queue: Arc<Queue<Message>>,
-    gauges: Arc<Gauges>,
-}
-
-impl Sink {
-    /// Hands over a batch, waiting while the queue is full.
-    ///
-    /// # Errors
-    /// When the writer has stopped; the events count as lost.
-    pub fn push(&self, batch: EventBatch) -> Result<(), Stopped> {
-        if batch.is_empty() {
-            return Ok(());
-        }
-        let bytes = batch.size_bytes();
-        self.queue
-            .push(Message::Events(batch), bytes)
-            .map_err(|message| {
-                self.gauges
-                    .lost
-                    .fetch_add(message.rows(), Ordering::Relaxed);
-                Stopped
-            })
-    }
-
-    /// Hands over a batch if there is room; gives it back otherwise.
-    ///
-    /// # Errors
-    /// The batch, when the queue is full or the writer has stopped.
-    #[expect(
-        clippy::result_large_err,
-        reason = "the batch goes back to a caller that counts what it drops"
-    )]
-    pub fn try_push(&self, batch: EventBatch) -> Result<(), EventBatch> {
-        let bytes = batch.size_bytes();
-        match self.queue.try_push(Message::Events(batch), bytes) {
-            Err(
-                Refused::Full(Message::Events(batch)) | Refused::Closed(Message::Events(batch)),
-            ) => Err(batch),
-            _ => Ok(()),
-        }
-    }
-
-    /// Hands over a batch if there is room, and drops it otherwise: then a mark
-    /// `dropped` with the number of events and the instants follows as soon as
-    /// rows are taken again. Returns whether the batch was taken.
-    pub fn offer(&self, batch: EventBatch) -> bool {
-        let refused = self.try_push(batch).err();
-        if let Some(batch) = &refused {
-            self.gauges.drop_events(batch.len() as u64);
-        }
-        refused.is_none()
-    }
-
-    /// Adds a clock anchor to the manifest.
-    ///
-    /// # Errors
-    /// When the writer has stopped.
-    pub fn anchor(&self, anchor: ClockAnchor) -> Result<(), Stopped> {
-        let message = Message::Anchor(anchor);
-        self.queue.push(message, 0).map_err(|_| Stopped)
-    }
-
-    /// Batches waiting for the writer.
-    #[must_use]
-    pub fn queued_batches(&self) -> usize {
-        self.queue.len()
-    }
-
-    /// True once the writer met an error: nothing more is recorded.
-    #[must_use]
-    pub fn failed(&self) -> bool {
-        self.gauges.failed.load(Ordering::Relaxed)
-    }
-}
-
 /// The owner of the writer thread. Dropping it seals what is queued, too, but
 /// says nothing of errors.
 #[derive(Debug)]
 pub struct Writer {
     sink: Sink,
+    /// Told to the sealer directly: the writer may be waiting for it.
+    ending: Arc<AtomicBool>,
     thread: Option<JoinHandle<Result<Manifest, WriteError>>>,
 }
 
@@ -302,7 +164,8 @@ impl Writer {
             queue: Arc::new(Queue::default()),
             gauges: Arc::new(Gauges::default()),
         };
-        let mut state = WriterState::new(dir, manifest, options, &sink)?;
+        let ending = Arc::new(AtomicBool::new(false));
+        let mut state = WriterState::new(dir, manifest, options, &sink, Arc::clone(&ending))?;
         let thread = std::thread::Builder::new()
             .name("tapedeck-writer".into())
             .spawn(move || {
@@ -314,6 +177,7 @@ impl Writer {
             .map_err(WriteError::Thread)?;
         Ok(Self {
             sink,
+            ending,
             thread: Some(thread),
         })
     }
@@ -333,6 +197,7 @@ impl Writer {
     }
 
     fn end(&mut self) -> Option<Result<Manifest, WriteError>> {
+        self.ending.store(true, Ordering::Relaxed);
         self.sink.queue.close();
         let thread = self.thread.take()?;
         Some(thread.join().unwrap_or(Err(WriteError::Panicked)))
@@ -452,6 +317,7 @@ impl WriterState {
         manifest: Manifest,
         options: WriterOptions,
         sink: &Sink,
+        ending: Arc<AtomicBool>,
     ) -> Result<Self, WriteError> {
         let log = match options.durability {
             Durability::None => None,
@@ -477,7 +343,7 @@ impl WriterState {
                 sink.queue.close();
             }
         };
-        let sealer = Sealer::start(dir, manifest, options.on_disk_error, failed)
+        let sealer = Sealer::start(dir, manifest, options.on_disk_error, ending, failed)
             .map_err(WriteError::Thread)?;
         Ok(Self {
             options,
@@ -649,9 +515,25 @@ impl WriterState {
         })
     }
 
+    /// Takes to the log what is still queued, and tries to seal it: when the one is
+    /// refused the other may be not, as Parquet takes a tenth of the room.
+    fn rescue(&mut self) {
+        while let Popped::Item(message) = self.queue.pop(Duration::ZERO) {
+            if let Message::Events(batch) = message {
+                self.take(batch);
+            }
+            if self.pending_bytes >= COMMIT_BYTES {
+                self.commit().ok();
+            }
+        }
+        self.commit().ok();
+        if !self.open.is_empty() {
+            self.cut(Tables::NonEmpty, State::Open).ok();
+        }
+    }
+
     /// Seals what is left, after whatever happened.
     fn finish(mut self, written: Result<(), Halt>) -> Result<Manifest, WriteError> {
-        self.sealer.ending();
         let ended = match written {
             Ok(()) => self
                 .commit()
@@ -661,15 +543,7 @@ impl WriterState {
         if ended.is_err() {
             self.gauges.fail();
             self.queue.close();
-            let mut left = self.pending.len() as u64;
-            while let Popped::Item(message) = self.queue.pop(Duration::ZERO) {
-                left += message.rows();
-            }
-            self.gauges.lost.fetch_add(left, Ordering::Relaxed);
-            // Parquet takes a tenth of the room that the log does: try.
-            if !self.open.is_empty() {
-                self.cut(Tables::NonEmpty, State::Open).ok();
-            }
+            self.rescue();
         }
         let sealed = self.sealer.finish();
         let error = match (ended, sealed) {

@@ -1,5 +1,5 @@
 use super::*;
-use crate::event::{ChunkKind, ChunkRow, SampleRow};
+use crate::event::{ChunkKind, ChunkRow, MarkRow, SampleRow};
 use crate::reader::{Recording, read_file};
 use crate::schema::Table;
 use crate::testing::until;
@@ -217,6 +217,22 @@ fn a_disk_that_comes_back_gets_everything_but_what_is_counted_as_dropped() {
             .iter()
             .all(|m| &*m.name == "dropped" && m.detail.contains("from_ns"))
     );
+}
+
+#[test]
+fn a_disk_that_never_comes_back_does_not_hold_the_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let writer = Writer::create(dir.path(), manifest(), patient(4)).unwrap();
+    std::fs::write(dir.path().join("chunks"), "in the way").unwrap();
+    for _ in 0..4 {
+        writer.sink().push(chunks(3)).unwrap();
+    }
+    let error = writer.finish().unwrap_err();
+    assert!(matches!(error, WriteError::Seal(_)), "{error:?}");
+    std::fs::remove_file(dir.path().join("chunks")).unwrap();
+    // The log took what Parquet could not, the queue's rest included.
+    let rows = Recording::open(dir.path()).unwrap().rows(Table::Chunks);
+    assert_eq!(rows.unwrap().len(), 12);
 }
 
 #[test]

@@ -1,0 +1,153 @@
+//! The socket side of the writer: handing over rows, and counting those that
+//! cannot be.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+
+use tapedeck_clock::monotonic_ns;
+
+use crate::event::{EventBatch, MarkRow};
+use crate::manifest::ClockAnchor;
+use crate::queue::{Queue, Refused};
+
+/// The writer has stopped; [`Writer::finish`](crate::Writer::finish) says why.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the recording's writer has stopped")]
+pub struct Stopped;
+
+#[derive(Debug)]
+pub(crate) enum Message {
+    Events(EventBatch),
+    Anchor(ClockAnchor),
+}
+
+impl Message {
+    pub(crate) fn rows(&self) -> u64 {
+        match self {
+            Self::Events(batch) => batch.len() as u64,
+            Self::Anchor(_) => 0,
+        }
+    }
+}
+
+/// What sinks, writer and sealer tell each other beside the queue.
+#[derive(Debug, Default)]
+pub(crate) struct Gauges {
+    pub(crate) failed: AtomicBool,
+    /// Events that nobody could be given, after the disk refused.
+    pub(crate) lost: AtomicU64,
+    /// Events that [`Sink::offer`] dropped and no mark speaks of yet, and the
+    /// absolute instants between which that was.
+    dropped: AtomicU64,
+    dropped_from_ns: AtomicI64,
+    dropped_to_ns: AtomicI64,
+}
+
+impl Gauges {
+    pub(crate) fn fail(&self) {
+        self.failed.store(true, Ordering::Relaxed);
+    }
+
+    fn drop_events(&self, events: u64) {
+        let now_ns = monotonic_ns();
+        if self.dropped.fetch_add(events, Ordering::Relaxed) == 0 {
+            self.dropped_from_ns.store(now_ns, Ordering::Relaxed);
+        }
+        self.dropped_to_ns.store(now_ns, Ordering::Relaxed);
+    }
+
+    /// A mark about what was dropped since the last one.
+    pub(crate) fn dropped_mark(&self, start_ns: i64) -> Option<MarkRow> {
+        let events = self.dropped.swap(0, Ordering::Relaxed);
+        if events == 0 {
+            return None;
+        }
+        let since_start = |t: &AtomicI64| t.load(Ordering::Relaxed) - start_ns;
+        let from_ns = since_start(&self.dropped_from_ns);
+        let to_ns = since_start(&self.dropped_to_ns);
+        let detail = format!(r#"{{"events":{events},"from_ns":{from_ns},"to_ns":{to_ns}}}"#);
+        Some(MarkRow {
+            t_ns: to_ns,
+            name: "dropped".into(),
+            detail: detail.into(),
+        })
+    }
+}
+
+/// A cloneable handle that hands rows to the writer.
+#[derive(Debug, Clone)]
+pub struct Sink {
+    pub(crate) queue: Arc<Queue<Message>>,
+    pub(crate) gauges: Arc<Gauges>,
+}
+
+impl Sink {
+    /// Hands over a batch, waiting while the queue is full.
+    ///
+    /// # Errors
+    /// When the writer has stopped; the events count as lost.
+    pub fn push(&self, batch: EventBatch) -> Result<(), Stopped> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let bytes = batch.size_bytes();
+        self.queue
+            .push(Message::Events(batch), bytes)
+            .map_err(|message| {
+                self.gauges
+                    .lost
+                    .fetch_add(message.rows(), Ordering::Relaxed);
+                Stopped
+            })
+    }
+
+    /// Hands over a batch if there is room; gives it back otherwise.
+    ///
+    /// # Errors
+    /// The batch, when the queue is full or the writer has stopped.
+    #[expect(
+        clippy::result_large_err,
+        reason = "the batch goes back to a caller that counts what it drops"
+    )]
+    pub fn try_push(&self, batch: EventBatch) -> Result<(), EventBatch> {
+        let bytes = batch.size_bytes();
+        match self.queue.try_push(Message::Events(batch), bytes) {
+            Err(
+                Refused::Full(Message::Events(batch)) | Refused::Closed(Message::Events(batch)),
+            ) => Err(batch),
+            _ => Ok(()),
+        }
+    }
+
+    /// Hands over a batch if there is room, and drops it otherwise: then a mark
+    /// `dropped` with the number of events and the instants follows as soon as
+    /// rows are taken again. Returns whether the batch was taken.
+    pub fn offer(&self, batch: EventBatch) -> bool {
+        let refused = self.try_push(batch).err();
+        if let Some(batch) = &refused {
+            self.gauges.drop_events(batch.len() as u64);
+        }
+        refused.is_none()
+    }
+
+    /// Adds a clock anchor to the manifest.
+    ///
+    /// # Errors
+    /// When the writer has stopped.
+    pub fn anchor(&self, anchor: ClockAnchor) -> Result<(), Stopped> {
+        let message = Message::Anchor(anchor);
+        self.queue.push(message, 0).map_err(|_| Stopped)
+    }
+
+    /// Batches waiting for the writer.
+    #[must_use]
+    pub fn queued_batches(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// True once the writer met an error: nothing more is recorded.
+    #[must_use]
+    pub fn failed(&self) -> bool {
+        self.gauges.failed.load(Ordering::Relaxed)
+    }
+}
