@@ -82,10 +82,10 @@ pub(crate) fn upgrade(headers: &HeaderMap) -> Option<&HeaderValue> {
 pub(crate) fn upstream_uri(base: &str, uri: &Uri) -> Result<Uri, http::Error> {
     let path = uri.path_and_query().map_or("/", PathAndQuery::as_str);
     if base.is_empty() || path == "*" {
-        return Ok(Uri::builder().path_and_query(path).build()?);
+        return Uri::builder().path_and_query(path).build();
     }
     let joined = format!("{base}{path}");
-    Ok(Uri::builder().path_and_query(joined).build()?)
+    Uri::builder().path_and_query(joined).build()
 }
 
 #[cfg(test)]

@@ -68,7 +68,12 @@ fn batch() -> EventBatch {
         payload: None,
     };
     batch.chunks.push(chunk, Some(TEXT.as_bytes()));
-    batch.responses.push(ResponseRow {
+    batch.responses.push(response());
+    batch
+}
+
+fn response() -> ResponseRow {
+    ResponseRow {
         request_id: 0,
         attempt: 0,
         outcome: Outcome::HttpError,
@@ -90,8 +95,7 @@ fn batch() -> EventBatch {
         body_bytes: TEXT.len() as i64,
         chunk_count: 1,
         malformed_chunks: 0,
-    });
-    batch
+    }
 }
 
 fn under(content: Content) -> EventBatch {
@@ -128,7 +132,7 @@ fn equal_texts_have_equal_hashes_under_one_key_only() {
         Privacy::new(Content::Hashed).unwrap(),
         Privacy::new(Content::Hashed).unwrap(),
     );
-    assert_eq!(a.hash(b"x"), a.clone().hash(b"x"));
+    assert_eq!(a.hash(b"x"), a.hash(b"x"));
     assert_ne!(a.hash(b"x"), b.hash(b"x"));
     assert_ne!(a.hash(b"x"), crate::body_hash(b"x"));
 }
