@@ -13,6 +13,7 @@ pub mod models;
 pub mod output;
 pub mod parameters;
 mod payload;
+pub mod peer;
 pub mod render;
 pub mod report;
 mod rows;

@@ -1,8 +1,9 @@
 //! The metric definitions: one SQL view per file, embedded, with headers that
 //! programs read.
 //!
-//! A header opens its file: `-- name: grain.`, `-- Reads: a, b.`, then one line
-//! per column with name, type, unit, polarity and meaning. The same lines feed
+//! A header opens its file: `-- name: grain.`, `-- Reads: a, b.`, notes as
+//! `-- Key: text` (a profile of another tool has its definitions there), then one
+//! line per column with name, type, unit, polarity and meaning. The same lines feed
 //! the schema test, [`reference`] (METRICS.md) and the direction of an SLO.
 //! Path order is dependency order: a file reads only recorded tables, tables of
 //! the session and views of earlier files.
@@ -22,7 +23,18 @@ pub struct Model {
     pub grain: String,
     /// Tables and views it mentions.
     pub reads: Vec<String>,
+    /// Further lines of the form `-- Key: text`, in order.
+    pub notes: Vec<(String, String)>,
     pub columns: Vec<Column>,
+}
+
+impl Model {
+    /// The text of the note called `key`.
+    #[must_use]
+    pub fn note(&self, key: &str) -> Option<&str> {
+        let mut notes = self.notes.iter();
+        notes.find(|(k, _)| k == key).map(|(_, text)| text.as_str())
+    }
 }
 
 /// One column of a view, as its header describes it.
@@ -50,7 +62,8 @@ macro_rules! sql_files {
     };
 }
 
-/// Every file under `sql/`, in path order (a test compares with the folder).
+/// The files under `sql/` with our own definitions, in path order (a test compares
+/// with the folder).
 const VIEWS: &[(&str, &str)] = sql_files![
     "sql":
     "1_base/content_chunk.sql",
@@ -71,6 +84,36 @@ const VIEWS: &[(&str, &str)] = sql_files![
     "3_summary/verdict.sql",
     "4_report/recording_health.sql",
     "4_report/scalar_metric.sql",
+];
+
+/// The definitions of other tools: files under `sql/` that come last. A session
+/// creates them when it is asked about them.
+const PEER_VIEWS: &[(&str, &str)] = sql_files![
+    "sql":
+    "5_peer_facts/peer_chunk.sql",
+    "5_peer_facts/peer_profile.sql",
+    "5_peer_facts/peer_request.sql",
+    "5_peer_facts/peer_token.sql",
+    "5_peer_facts/peer_token_gap.sql",
+    "5_peer_facts/peer_token_stream.sql",
+    "6_peer/peer_aiperf.sql",
+    "6_peer/peer_aphrodite.sql",
+    "6_peer/peer_byzer_perf.sql",
+    "6_peer/peer_evalscope.sql",
+    "6_peer/peer_evalscope_0_8.sql",
+    "6_peer/peer_guidellm.sql",
+    "6_peer/peer_inference_perf.sql",
+    "6_peer/peer_llm_perf.sql",
+    "6_peer/peer_llmperf.sql",
+    "6_peer/peer_mlperf.sql",
+    "6_peer/peer_sglang.sql",
+    "6_peer/peer_vllm.sql",
+    "7_peer_summary/peer_answer.sql",
+    "7_peer_summary/peer_metric.sql",
+    "7_peer_summary/peer_rate.sql",
+    "7_peer_summary/peer_sample.sql",
+    "7_peer_summary/peer_spread.sql",
+    "7_peer_summary/peer_summary.sql",
 ];
 
 /// Every file under `checks/`: queries whose rows are findings.
@@ -96,13 +139,27 @@ const CHECKS: &[(&str, &str)] = sql_files![
 static MODELS: LazyLock<Vec<Model>> =
     LazyLock::new(|| VIEWS.iter().map(|(path, sql)| parse(path, sql)).collect());
 
+static PEER_MODELS: LazyLock<Vec<Model>> = LazyLock::new(|| {
+    PEER_VIEWS
+        .iter()
+        .map(|(path, sql)| parse(path, sql))
+        .collect()
+});
+
 static CHECK_MODELS: LazyLock<Vec<Model>> =
     LazyLock::new(|| CHECKS.iter().map(|(path, sql)| parse(path, sql)).collect());
 
-/// All views, in dependency order.
+/// All views of our own definitions, in dependency order.
 #[must_use]
 pub fn views() -> &'static [Model] {
     &MODELS
+}
+
+/// The views of other tools' definitions, in dependency order; they come after
+/// [`views`] and start with `peer_`.
+#[must_use]
+pub fn peers() -> &'static [Model] {
+    &PEER_MODELS
 }
 
 /// All invariants of a recording, as queries that return what breaks them.
@@ -114,7 +171,8 @@ pub fn checks() -> &'static [Model] {
 /// The view called `name`.
 #[must_use]
 pub fn view(name: &str) -> Option<&'static Model> {
-    MODELS.iter().find(|m| m.name == name)
+    let mut models = MODELS.iter().chain(PEER_MODELS.iter());
+    models.find(|m| m.name == name)
 }
 
 /// The header's line about `column` of `view`.
@@ -143,6 +201,7 @@ fn parse(path: &'static str, sql: &'static str) -> Model {
         sql,
         grain: String::new(),
         reads: Vec::new(),
+        notes: Vec::new(),
         columns: Vec::new(),
     };
     for line in sql.lines().map_while(|line| line.strip_prefix("--")) {
@@ -151,8 +210,13 @@ fn parse(path: &'static str, sql: &'static str) -> Model {
         } else if let Some(reads) = line.strip_prefix(" Reads: ") {
             let names = reads.trim_end_matches('.').split(", ");
             model.reads.extend(names.map(str::to_owned));
-        } else if let Some((_, grain)) = line.split_once(": ") {
-            model.grain = grain.to_owned();
+        } else if let Some((key, text)) = line.split_once(": ") {
+            if model.grain.is_empty() {
+                model.grain = text.to_owned();
+            } else {
+                let note = (key.trim().to_owned(), text.to_owned());
+                model.notes.push(note);
+            }
         }
     }
     model
@@ -187,7 +251,7 @@ pub fn reference() -> String {
          Generated from the headers of `analyze/sql/`; `UPDATE_METRICS=1 cargo test` rewrites it.\n\
          `analyze sql NAME` prints a definition.\n",
     );
-    for model in views() {
+    for model in views().iter().chain(peers()) {
         text.push_str(&describe(model));
     }
     text
@@ -198,10 +262,14 @@ fn describe(model: &Model) -> String {
     let capital = letters.next().map(|c| c.to_ascii_uppercase());
     let grain: String = capital.into_iter().chain(letters).collect();
     let (name, path, reads) = (model.name, model.path, model.reads.join(", "));
-    let mut text = format!(
-        "\n## {name}\n\n{grain}\n`{path}`, reads {reads}.\n\n\
-         | column | type | unit | better | meaning |\n|---|---|---|---|---|\n"
-    );
+    let mut text = format!("\n## {name}\n\n{grain}\n`{path}`, reads {reads}.\n\n");
+    for (key, note) in &model.notes {
+        text.push_str(&format!("- {key}: {note}\n"));
+    }
+    if !model.notes.is_empty() {
+        text.push('\n');
+    }
+    text.push_str("| column | type | unit | better | meaning |\n|---|---|---|---|---|\n");
     for column in &model.columns {
         let better = match column.polarity {
             Some(Polarity::Lower) => "lower",

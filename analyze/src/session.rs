@@ -30,6 +30,7 @@ use tapedeck_recording::{Recording, Table};
 use crate::models;
 use crate::parameters::{Parameters, Slo, UnknownMetric};
 use crate::payload;
+use crate::peer::{self, Profile};
 use crate::rows;
 
 /// Recordings that cannot be analyzed, or a question that cannot be answered.
@@ -187,6 +188,26 @@ impl Session {
         Ok(session)
     }
 
+    /// Creates the views of [`models::peers`] for `profiles`, unless they are there.
+    /// Views over requests are computed at once: the later ones read them many
+    /// times, and inlined into each other they would take minutes to plan.
+    ///
+    /// # Errors
+    /// When a file is unreadable.
+    pub(crate) async fn add_peers(&self, profiles: &[Profile]) -> Result<(), Error> {
+        let is_there = self.context.table_exist("profiles");
+        if is_there.map_err(Error::Query)? {
+            return Ok(());
+        }
+        let chosen = peer::table(profiles).map_err(arrow_error)?;
+        self.register_batch("profiles", chosen)?;
+        for model in models::peers() {
+            self.create_view(model, peer::KEPT_VIEWS.contains(&model.name))
+                .await?;
+        }
+        Ok(())
+    }
+
     #[must_use]
     pub fn recordings(&self) -> &[Recording] {
         &self.recordings
@@ -203,6 +224,10 @@ impl Session {
     /// # Errors
     /// When `sql` is not one valid query.
     pub async fn query(&self, sql: &str) -> Result<DataFrame, Error> {
+        if sql.contains("peer_") {
+            let all: Vec<Profile> = Profile::all().collect();
+            self.add_peers(&all).await?;
+        }
         let read_only = SQLOptions::new()
             .with_allow_ddl(false)
             .with_allow_dml(false)
