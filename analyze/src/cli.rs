@@ -11,6 +11,7 @@ use crate::listing::{self, Entry};
 use crate::models;
 use crate::output::{Output, OutputError, QueryFormat, is_broken_pipe};
 use crate::parameters::{Parameters, Slo};
+use crate::peer::Profile;
 use crate::render::{Format, grid};
 use crate::report::{self, ReportOptions, Verdict};
 use crate::session::{self, Session};
@@ -70,6 +71,9 @@ struct ReportArgs {
     /// Percentiles instead of the default ones (50,99.9)
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = parse_percentile)]
     percentiles: Option<Vec<f64>>,
+    /// The metrics in another tool's definitions: vllm, aiperf, evalscope…
+    #[arg(long = "as", value_name = "PROFILE")]
+    profile: Option<Profile>,
     /// Exit 1 when the verdict is invalid
     #[arg(long)]
     strict: bool,
@@ -137,6 +141,7 @@ async fn report(args: ReportArgs) -> Result<ExitCode, Failed> {
         warmup_ms: args.warmup.unwrap_or_default(),
         percentiles,
         slos: args.slos,
+        profile: args.profile,
     };
     let report = report::report(&args.recordings, &options).await?;
     Output::open(args.output.as_deref())?.text(&report.render(args.format))?;
@@ -170,6 +175,7 @@ fn sql(name: Option<&str>) -> Result<ExitCode, Failed> {
         }
         None => models::views()
             .iter()
+            .chain(models::peers())
             .map(|m| format!("{:<20} {}\n", m.name, m.grain))
             .collect(),
     };

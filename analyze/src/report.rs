@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use tapedeck_recording::Recording;
 
 use crate::parameters::{DEFAULT_PERCENTILES, Parameters, Slo};
+use crate::peer::Profile;
 use crate::session::{self, Error, SMALL_VIEWS, Session};
 
 /// Version of the JSON report.
@@ -23,6 +24,8 @@ pub struct ReportOptions {
     /// Percentiles in 0..=100; the default list when `None`.
     pub percentiles: Option<Vec<f64>>,
     pub slos: Vec<Slo>,
+    /// Whose definitions the metrics follow; our own when `None`.
+    pub profile: Option<Profile>,
 }
 
 impl ReportOptions {
@@ -191,10 +194,19 @@ impl Report {
                 "metrics": r.metrics,
             })
         });
-        serde_json::json!({
+        let mut report = serde_json::json!({
             "report_version": REPORT_VERSION,
             "recordings": recordings.collect::<Vec<_>>(),
-        })
+        });
+        if let Some(profile) = self.options.profile {
+            report["as"] = serde_json::json!({
+                "profile": profile.name(),
+                "tool": profile.tool(),
+                "differs": profile.differs(),
+                "definitions": profile.aspects(),
+            });
+        }
+        report
     }
 }
 
@@ -207,7 +219,10 @@ pub async fn report(paths: &[PathBuf], options: &ReportOptions) -> Result<Report
     let recordings = session::open_all(paths)?;
     let parameters = options.parameters();
     let session = Session::open_keeping(recordings, &parameters, &SMALL_VIEWS).await?;
-    let mut facts = Facts::query(&session).await?;
+    if let Some(profile) = options.profile {
+        session.add_peers(&[profile]).await?;
+    }
+    let mut facts = Facts::query(&session, options.profile).await?;
     let recordings = session.recordings();
     Ok(Report {
         recordings: recordings.iter().map(|r| facts.take(r)).collect(),
@@ -259,6 +274,17 @@ SELECT recording_id, metric, stat, value, unit, n
 FROM scalar_metric
 ORDER BY recording_id, metric_index";
 
+/// Of the profile that the session was given.
+const PEER: &str = "
+SELECT s.recording_id, s.metric, s.stat, s.value, s.unit, s.n
+FROM peer_summary AS s
+LEFT JOIN percentiles AS p ON p.stat = s.stat
+ORDER BY
+  s.recording_id,
+  s.metric_index,
+  p.p NULLS FIRST,
+  CASE s.stat WHEN 'mean' THEN 0 WHEN 'std' THEN 1 WHEN 'min' THEN 2 ELSE 3 END";
+
 const HEALTH: &str = "
 SELECT recording_id, finding, severity, value, detail
 FROM recording_health
@@ -307,12 +333,19 @@ struct Facts {
 }
 
 impl Facts {
-    async fn query(session: &Session) -> Result<Self, Error> {
+    async fn query(session: &Session, profile: Option<Profile>) -> Result<Self, Error> {
         let summaries = summaries(session).await?.into_iter();
+        let (latencies, scalars) = match profile {
+            Some(_) => (by_recording(session, PEER).await?, ByRecording::new()),
+            None => (
+                by_recording(session, LATENCIES).await?,
+                by_recording(session, SCALARS).await?,
+            ),
+        };
         Ok(Self {
             summaries: summaries.map(|s| (s.recording_id.clone(), s)).collect(),
-            latencies: by_recording(session, LATENCIES).await?,
-            scalars: by_recording(session, SCALARS).await?,
+            latencies,
+            scalars,
             health: by_recording(session, HEALTH).await?,
             failures: by_recording(session, FAILURES).await?,
             fidelity: by_recording(session, FIDELITY).await?,

@@ -41,7 +41,11 @@ spread AS (
         THEN r.duration_s * 1e3 / nullif(r.output_tokens, 0)
       ELSE s.value
     END AS value,
-    s.n
+    CASE
+      WHEN s.profile = 'evalscope-0.8' AND s.metric = 'tpot_ms' AND s.stat = 'mean'
+        THEN r.counted
+      ELSE s.n
+    END AS n
   FROM peer_spread AS s
   JOIN peer_rate AS r
     ON r.recording_id = s.recording_id
