@@ -6,7 +6,8 @@
 //! recording NAME [dropped=N] [SETTING=JSON…]   begins a recording; settings, where
 //!                                 given, replace the default ones
 //! TABLE: column column …          then one row per line, up to an empty line;
-//! 1 2.5ms -                       `-` is NULL, ms and s make ns, other columns take defaults;
+//! 1 2.5ms -                       `-` is NULL, ms and s make ns, `data` is taken as it is,
+//!                                 other columns take defaults;
 //! # comment                       here or between blocks
 //! slo ttft_ms=200                 options, before the first query
 //! warmup 1s
@@ -111,7 +112,11 @@ impl Script {
             object.insert("recording_id".into(), manifest.recording_id.clone().into());
             for (column, word) in columns.split_whitespace().zip(row.split_whitespace()) {
                 assert!(schema.index_of(column).is_ok(), "no column {column}");
-                object.insert(column.into(), value(word));
+                let value = match column {
+                    "data" if word != "-" => hex(word).into(),
+                    _ => value(word),
+                };
+                object.insert(column.into(), value);
             }
             decoder.serialize(&[object]).unwrap();
         }
@@ -129,6 +134,11 @@ impl Script {
             .await
             .unwrap()
     }
+}
+
+/// What Arrow's JSON reader makes bytes of.
+fn hex(text: &str) -> String {
+    text.bytes().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// `-` NULL, `1.5ms` and `2s` ns, then whatever JSON makes of it, then text.

@@ -1,12 +1,13 @@
 //! What the user typed, and what it leads to.
 
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
 use crate::check::{self, chain};
+use crate::explain;
 use crate::listing::{self, Entry};
 use crate::models;
 use crate::output::{Output, OutputError, QueryFormat, is_broken_pipe};
@@ -40,6 +41,8 @@ enum Command {
         /// Name of a view
         name: Option<String>,
     },
+    /// One request: what happened when, and its numbers under every definition
+    Explain(ExplainArgs),
     /// List the recordings below a folder
     Ls {
         /// A folder of recordings
@@ -91,6 +94,29 @@ struct QueryArgs {
     output: Option<PathBuf>,
 }
 
+#[derive(Debug, Args)]
+struct ExplainArgs {
+    /// A recording
+    recording: PathBuf,
+    /// As in column `request_id`
+    request_id: i64,
+    /// Another attempt than the last one
+    #[arg(long, value_name = "N")]
+    attempt: Option<i32>,
+    #[arg(long, value_enum, default_value = "text")]
+    format: ExplainFormat,
+    /// Write to a file instead of stdout
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+}
+
+/// How one request is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum ExplainFormat {
+    Text,
+    Json,
+}
+
 /// What a command may fail with.
 #[derive(Debug, thiserror::Error)]
 enum Failed {
@@ -98,6 +124,8 @@ enum Failed {
     Session(#[from] session::Error),
     #[error(transparent)]
     Output(#[from] OutputError),
+    #[error(transparent)]
+    Explain(#[from] explain::Error),
     #[error("no definition is called {0}\nhint: `analyze sql` lists them")]
     UnknownView(String),
 }
@@ -108,6 +136,7 @@ pub async fn run(cli: Cli) -> ExitCode {
         Command::Report(args) => report(args).await,
         Command::Query(args) => query(args).await,
         Command::Sql { name } => sql(name.as_deref()),
+        Command::Explain(args) => explain(args).await,
         Command::Ls { root } => ls(&root).await,
         Command::Check { recording } => check(&recording).await,
     };
@@ -164,6 +193,27 @@ async fn query(mut args: QueryArgs) -> Result<ExitCode, Failed> {
     let mut output = Output::open(args.output.as_deref())?;
     output.rows(rows, args.format).await?;
     Ok(ExitCode::SUCCESS)
+}
+
+async fn explain(args: ExplainArgs) -> Result<ExitCode, Failed> {
+    let found = explain::explain(&args.recording, args.request_id, args.attempt).await?;
+    let text = match args.format {
+        ExplainFormat::Json => format!("{:#}\n", found.to_json()),
+        ExplainFormat::Text => found.render(explain_style(args.output.is_some())),
+    };
+    Output::open(args.output.as_deref())?.text(&text)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// As wide as the terminal, with colours only there and where NO_COLOR allows.
+fn explain_style(to_file: bool) -> explain::Style {
+    let is_terminal = !to_file && std::io::stdout().is_terminal();
+    let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let width = terminal_size::terminal_size().filter(|_| is_terminal);
+    explain::Style {
+        width: width.map_or(explain::Style::DEFAULT_WIDTH, |(w, _)| w.0.into()),
+        color: is_terminal && !no_color,
+    }
 }
 
 fn sql(name: Option<&str>) -> Result<ExitCode, Failed> {

@@ -4,10 +4,12 @@
 //! Reading order: [`models`] (the definitions, their headers), [`parameters`]
 //! (what a user chooses), [`session`] (recordings → tables and views),
 //! [`report`] (rows → report), [`render`] (report → text), [`check`]
-//! (invariants), `listing` (what lies below a folder), [`cli`].
+//! (invariants), [`peer`] (other tools' definitions), [`explain`] (one request),
+//! `listing` (what lies below a folder), [`cli`].
 
 pub mod check;
 pub mod cli;
+pub mod explain;
 mod listing;
 pub mod models;
 pub mod output;

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
+use arrow::compute::concat_batches;
 use arrow::datatypes::{DataType, SchemaRef};
 use arrow::error::ArrowError;
 use datafusion::datasource::MemTable;
@@ -19,7 +20,7 @@ use datafusion::datasource::listing::{
 use datafusion::error::DataFusionError;
 use datafusion::execution::context::SQLOptions;
 use datafusion::physical_plan::collect_partitioned;
-use datafusion::prelude::{DataFrame, SessionConfig, SessionContext};
+use datafusion::prelude::{DataFrame, SessionConfig, SessionContext, col, lit};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tapedeck_recording::footer::Footer;
@@ -186,6 +187,49 @@ impl Session {
             session.register_batch(name, batch)?;
         }
         Ok(session)
+    }
+
+    /// Opens one attempt of `recording` as a recording of one measured request, so
+    /// that every view speaks of this attempt alone, whatever its phase.
+    ///
+    /// # Errors
+    /// When a file is unreadable or of a newer format.
+    pub(crate) async fn open_attempt(
+        recording: Recording,
+        (request_id, attempt): (i64, i32),
+    ) -> Result<Self, Error> {
+        let session = Self::open_tables(vec![recording], &Parameters::default())?;
+        for table in [Table::Requests, Table::Chunks, Table::Responses] {
+            session.narrow(table, request_id, attempt).await?;
+        }
+        for model in models::views() {
+            session
+                .create_view(model, SMALL_VIEWS.contains(&model.name))
+                .await?;
+        }
+        Ok(session)
+    }
+
+    /// Leaves of `table` the rows of one attempt, in the measured phase.
+    async fn narrow(&self, table: Table, request_id: i64, attempt: i32) -> Result<(), Error> {
+        let is_attempt = col("request_id")
+            .eq(lit(request_id))
+            .and(col("attempt").eq(lit(attempt)));
+        let rows = self.context.table(table.name()).await;
+        let mut rows = rows
+            .and_then(|rows| rows.filter(is_attempt))
+            .map_err(Error::Query)?;
+        if table == Table::Requests {
+            let measured = rows.with_column("phase", lit("measure"));
+            rows = measured.map_err(Error::Query)?;
+        }
+        let schema = Arc::new(rows.schema().as_arrow().clone());
+        let batches = rows.collect().await.map_err(Error::Query)?;
+        let batch = concat_batches(&schema, &batches).map_err(arrow_error)?;
+        self.context
+            .deregister_table(table.name())
+            .map_err(Error::Query)?;
+        self.register_batch(table.name(), batch)
     }
 
     /// Creates the views of [`models::peers`] for `profiles`, unless they are there.
