@@ -5,6 +5,7 @@
 )]
 
 mod awkward;
+mod explain;
 #[allow(
     clippy::too_many_lines,
     reason = "a table of bad inputs and their messages is as long as it has rows"

@@ -175,7 +175,7 @@ pub async fn explain(
     let last = attempts.last;
     let attempt = attempt.unwrap_or(last);
     let key = (request_id, attempt);
-    let session = Session::open_attempt(recording.clone(), key).await?;
+    let session = Session::open_attempt(recording.clone(), key, &GOALS).await?;
     let facts: Vec<Facts> = session.rows(FACTS).await?;
     let Some(facts) = facts.into_iter().next() else {
         return Err(Error::NoAttempt {
@@ -346,6 +346,9 @@ fn reads(chunks: Vec<Chunk>) -> Vec<Read> {
     }
     reads
 }
+
+/// The views that the questions below are asked of.
+const GOALS: [&str; 3] = ["request_latency", "chunk_gap", "peer_metric"];
 
 /// Ours in the names of `peer_metric`.
 const OURS: &str = "

@@ -8,6 +8,7 @@
 //! Path order is dependency order: a file reads only recorded tables, tables of
 //! the session and views of earlier files.
 
+use std::collections::BTreeSet;
 use std::sync::LazyLock;
 
 /// One file under `sql/`.
@@ -166,6 +167,18 @@ pub fn peers() -> &'static [Model] {
 #[must_use]
 pub fn checks() -> &'static [Model] {
     &CHECK_MODELS
+}
+
+/// `goals` and all views that they are built from.
+pub(crate) fn needed_for(goals: &[&'static str]) -> BTreeSet<&'static str> {
+    let mut needed: BTreeSet<&str> = goals.iter().copied().collect();
+    // Later files read earlier ones, so one pass from the end finds all.
+    for model in views().iter().chain(peers()).rev() {
+        if needed.contains(model.name) {
+            needed.extend(model.reads.iter().map(String::as_str));
+        }
+    }
+    needed
 }
 
 /// The view called `name`.

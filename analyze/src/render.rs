@@ -5,7 +5,7 @@ use comfy_table::{CellAlignment, ContentArrangement, Table};
 
 use crate::parameters::percentile_name;
 use crate::peer::Profile;
-use crate::report::{RecordingReport, Report};
+use crate::report::{Absent, RecordingReport, Report};
 
 /// How a report is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -113,6 +113,7 @@ impl Report {
                 None => self.summary(recording),
             });
             blocks.push(percentiles(recording, shown));
+            blocks.extend(absent(recording));
             blocks.extend(failures(recording));
         }
         // Its columns are our own definitions.
@@ -327,6 +328,18 @@ fn percentiles(recording: &RecordingReport, shown: &[f64]) -> Block {
         rows: rows.collect(),
         numbers_from: 1,
     }
+}
+
+/// Why the tool has no number where the tables above have a dash.
+fn absent(recording: &RecordingReport) -> Option<Block> {
+    let row = |a: &Absent| vec![a.metric.clone(), a.reason.clone(), a.n.to_string()];
+    let rows: Vec<Vec<String>> = recording.absent.iter().map(row).collect();
+    (!rows.is_empty()).then_some(Block::Table {
+        heading: "Not there",
+        header: vec!["Metric", "Reason", "Requests"],
+        rows,
+        numbers_from: 2,
+    })
 }
 
 fn failures(recording: &RecordingReport) -> Vec<Block> {

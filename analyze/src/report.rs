@@ -105,6 +105,15 @@ pub struct Failure {
     pub first_request_id: i64,
 }
 
+/// Numbers that another tool's definitions cannot give of a recording.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Absent {
+    pub metric: String,
+    pub reason: String,
+    /// Requests without the number.
+    pub n: u64,
+}
+
 /// How faithfully an open loop kept to its schedule: p50, p99 and worst, ms.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
 pub struct Fidelity {
@@ -134,6 +143,8 @@ pub struct RecordingReport {
     pub health: Vec<Finding>,
     /// Most frequent first.
     pub failures: Vec<Failure>,
+    /// Of the profile the report was asked for.
+    pub absent: Vec<Absent>,
     /// `None` for a closed loop.
     pub fidelity: Option<Fidelity>,
 }
@@ -183,7 +194,7 @@ impl Report {
     #[must_use]
     pub fn to_json(&self) -> serde_json::Value {
         let recordings = self.recordings.iter().map(|r| {
-            serde_json::json!({
+            let mut recording = serde_json::json!({
                 "recording_id": r.recording_id,
                 "path": r.path.to_string_lossy(),
                 "name": r.name,
@@ -192,7 +203,11 @@ impl Report {
                 "counts": r.counts,
                 "duration_s": r.duration_s,
                 "metrics": r.metrics,
-            })
+            });
+            if self.options.profile.is_some() {
+                recording["absent"] = serde_json::json!(r.absent);
+            }
+            recording
         });
         let mut report = serde_json::json!({
             "report_version": REPORT_VERSION,
@@ -220,7 +235,9 @@ pub async fn report(paths: &[PathBuf], options: &ReportOptions) -> Result<Report
     let parameters = options.parameters();
     let session = Session::open_keeping(recordings, &parameters, &SMALL_VIEWS).await?;
     if let Some(profile) = options.profile {
-        session.add_peers(&[profile]).await?;
+        session
+            .add_peers(&[profile], &["peer_summary", "peer_metric"])
+            .await?;
     }
     let mut facts = Facts::query(&session, options.profile).await?;
     let recordings = session.recordings();
@@ -285,6 +302,14 @@ ORDER BY
   p.p NULLS FIRST,
   CASE s.stat WHEN 'mean' THEN 0 WHEN 'std' THEN 1 WHEN 'min' THEN 2 ELSE 3 END";
 
+/// What a tool does not have, or a recording cannot give.
+const ABSENT: &str = "
+SELECT recording_id, metric, reason, count(*) AS n
+FROM peer_metric
+WHERE reason IS NOT NULL
+GROUP BY recording_id, metric, metric_index, reason
+ORDER BY recording_id, metric_index, reason";
+
 const HEALTH: &str = "
 SELECT recording_id, finding, severity, value, detail
 FROM recording_health
@@ -329,23 +354,30 @@ struct Facts {
     scalars: ByRecording<Metric>,
     health: ByRecording<Finding>,
     failures: ByRecording<Failure>,
+    absent: ByRecording<Absent>,
     fidelity: ByRecording<Fidelity>,
 }
 
 impl Facts {
     async fn query(session: &Session, profile: Option<Profile>) -> Result<Self, Error> {
         let summaries = summaries(session).await?.into_iter();
-        let (latencies, scalars) = match profile {
-            Some(_) => (by_recording(session, PEER).await?, ByRecording::new()),
+        let (latencies, scalars, absent) = match profile {
+            Some(_) => (
+                by_recording(session, PEER).await?,
+                ByRecording::new(),
+                by_recording(session, ABSENT).await?,
+            ),
             None => (
                 by_recording(session, LATENCIES).await?,
                 by_recording(session, SCALARS).await?,
+                ByRecording::new(),
             ),
         };
         Ok(Self {
             summaries: summaries.map(|s| (s.recording_id.clone(), s)).collect(),
             latencies,
             scalars,
+            absent,
             health: by_recording(session, HEALTH).await?,
             failures: by_recording(session, FAILURES).await?,
             fidelity: by_recording(session, FIDELITY).await?,
@@ -375,6 +407,7 @@ impl Facts {
             metrics,
             health: self.health.remove(id).unwrap_or_default(),
             failures: self.failures.remove(id).unwrap_or_default(),
+            absent: self.absent.remove(id).unwrap_or_default(),
             fidelity: self.fidelity.remove(id).and_then(|mut rows| rows.pop()),
         }
     }

@@ -190,23 +190,30 @@ impl Session {
     }
 
     /// Opens one attempt of `recording` as a recording of one measured request, so
-    /// that every view speaks of this attempt alone, whatever its phase.
+    /// that every view speaks of this attempt alone, whatever its phase. Of the
+    /// views there are `goals` and what they are built from.
     ///
     /// # Errors
     /// When a file is unreadable or of a newer format.
     pub(crate) async fn open_attempt(
         recording: Recording,
         (request_id, attempt): (i64, i32),
+        goals: &[&'static str],
     ) -> Result<Self, Error> {
         let session = Self::open_tables(vec![recording], &Parameters::default())?;
         for table in [Table::Requests, Table::Chunks, Table::Responses] {
             session.narrow(table, request_id, attempt).await?;
         }
+        let needed = models::needed_for(goals);
         for model in models::views() {
-            session
-                .create_view(model, SMALL_VIEWS.contains(&model.name))
-                .await?;
+            if needed.contains(model.name) {
+                session
+                    .create_view(model, SMALL_VIEWS.contains(&model.name))
+                    .await?;
+            }
         }
+        let profiles: Vec<Profile> = Profile::all().collect();
+        session.add_peers(&profiles, goals).await?;
         Ok(session)
     }
 
@@ -232,22 +239,30 @@ impl Session {
         self.register_batch(table.name(), batch)
     }
 
-    /// Creates the views of [`models::peers`] for `profiles`, unless they are there.
+    /// Creates those views of [`models::peers`] that `goals` need, for `profiles`,
+    /// unless it was done before.
     /// Views over requests are computed at once: the later ones read them many
     /// times, and inlined into each other they would take minutes to plan.
     ///
     /// # Errors
     /// When a file is unreadable.
-    pub(crate) async fn add_peers(&self, profiles: &[Profile]) -> Result<(), Error> {
+    pub(crate) async fn add_peers(
+        &self,
+        profiles: &[Profile],
+        goals: &[&'static str],
+    ) -> Result<(), Error> {
         let is_there = self.context.table_exist("profiles");
         if is_there.map_err(Error::Query)? {
             return Ok(());
         }
         let chosen = peer::table(profiles).map_err(arrow_error)?;
         self.register_batch("profiles", chosen)?;
+        let needed = models::needed_for(goals);
         for model in models::peers() {
-            self.create_view(model, peer::KEPT_VIEWS.contains(&model.name))
-                .await?;
+            if needed.contains(model.name) {
+                self.create_view(model, peer::KEPT_VIEWS.contains(&model.name))
+                    .await?;
+            }
         }
         Ok(())
     }
@@ -270,7 +285,8 @@ impl Session {
     pub async fn query(&self, sql: &str) -> Result<DataFrame, Error> {
         if sql.contains("peer_") {
             let all: Vec<Profile> = Profile::all().collect();
-            self.add_peers(&all).await?;
+            self.add_peers(&all, &["peer_summary", "peer_metric"])
+                .await?;
         }
         let read_only = SQLOptions::new()
             .with_allow_ddl(false)

@@ -31,6 +31,7 @@ WITH taken AS (
     q.recording_id,
     q.request_id,
     q.attempt,
+    q.streamed,
     q.t_issue_ns,
     q.t_end_ns,
     s.t_first_ns,
@@ -51,7 +52,7 @@ SELECT
   counted,
   t_issue_ns AS t_start_ns,
   t_end_ns,
-  CASE WHEN t_first_ns IS NULL THEN 0.0
+  CASE WHEN streamed AND t_first_ns IS NULL THEN 0.0
     ELSE (t_first_ns - t_issue_ns) / 1e6
   END AS ttft_ms,
   CAST(NULL AS DOUBLE) AS tpot_ms,

@@ -90,9 +90,14 @@ SELECT
   v.unit,
   CASE
     WHEN v.value IS NOT NULL THEN NULL
+    WHEN NOT coalesce(v.counted, FALSE) AND o.outcome = 'ok'
+      AND o.chunk_count = 0 THEN
+      'does not count an answer that was not streamed'
     WHEN NOT coalesce(v.counted, FALSE) THEN
       'does not count an answer with outcome ' || o.outcome
     WHEN b.reason IS NOT NULL THEN b.reason
+    WHEN v.metric IN ('ttft_ms', 'tpot_ms', 'itl_ms') AND o.chunk_count = 0 THEN
+      'the answer was not streamed'
     WHEN v.metric IN ('input_tokens', 'output_tokens') THEN
       'the recording has no such count'
     WHEN v.metric IN ('tpot_ms', 'output_tokens_per_s')

@@ -35,7 +35,7 @@ const TEXT_LINES: usize = 3;
 const NAME: usize = 11;
 const DURATION: usize = 14;
 const INSTANT: usize = 11;
-const GAP_BAR: usize = 10;
+const GAP_BAR: usize = 8;
 
 /// Columns of a metric's name in the comparison.
 const METRIC: usize = 15;
@@ -146,19 +146,23 @@ impl Page {
         } else {
             &e.name
         };
-        let title = self.paint(BOLD, &format!("Request {} of {name}", r.request_id));
+        let title = cut(&plain(&format!("Request {} of {name}", r.request_id)), 40);
+        let title = self.paint(BOLD, &title);
         let times = match e.attempts {
             1 => String::new(),
             n => format!(" · attempt {} of {n} sent", r.attempt),
         };
-        let model = r.model.as_deref().map(|m| format!(" · {}", plain(m)));
+        let model = r
+            .model
+            .as_deref()
+            .map(|m| format!(" · {}", cut(&plain(m), 30)));
         let model = model.unwrap_or_default();
         let phase = match r.phase.as_str() {
             "measure" => String::new(),
             phase => format!(" · phase {phase}"),
         };
         self.line(&format!("{title}{times} · {}{model}{phase}", r.api));
-        let mut facts = vec![self.paint(if r.outcome == "ok" { GREEN } else { RED }, &r.outcome)];
+        let mut facts = vec![r.outcome.clone()];
         facts.extend(r.status.map(|s| format!("HTTP {s}")));
         facts.extend(
             r.finish_reason
@@ -180,7 +184,16 @@ impl Page {
             _ => format!("connection {id}, new"),
         }));
         facts.extend(r.timestamp_source.as_deref().map(|s| format!("{s} stamps")));
-        self.line(&facts.join(" · "));
+        let color = if r.outcome == "ok" { GREEN } else { RED };
+        for (number, line) in joined(&facts, self.style.width()).iter().enumerate() {
+            match line.strip_prefix(r.outcome.as_str()) {
+                Some(rest) if number == 0 => {
+                    let line = self.paint(color, &r.outcome) + rest;
+                    self.line(&line);
+                }
+                _ => self.line(line),
+            }
+        }
         if r.outcome == "unfinished" {
             self.line("It was in flight when the recorder stopped: no end was recorded.");
         }
@@ -289,17 +302,20 @@ impl Page {
     fn read(&mut self, read: &Read, origin: i64, previous: i64, bar: &str, notes: &[&str]) {
         let instant = self.instant(read.t_ns, origin, previous);
         let bar = self.paint(YELLOW, &format!("{bar:GAP_BAR$}"));
-        let kinds = kinds(&read.chunks);
         let together = match read.chunks.len() {
             1 => String::new(),
-            n => format!(" ({n} chunks in one read)"),
+            _ => " (one read)".to_owned(),
         };
         let notes = match notes {
             [] => String::new(),
             notes => format!("  ◂ {}", notes.join(", ")),
         };
-        let used =
-            2 * INSTANT + GAP_BAR + 6 + columns(&kinds) + columns(&together) + columns(&notes);
+        let used = 2 * INSTANT + GAP_BAR + 6 + columns(&together) + columns(&notes);
+        let kinds = cut(
+            &kinds(&read.chunks),
+            self.style.width().saturating_sub(used),
+        );
+        let used = used + columns(&kinds);
         let said: String = read
             .chunks
             .iter()
@@ -321,13 +337,13 @@ impl Page {
             return;
         };
         let text = format!(
-            "⋮ {} with {} left out, over {} ms",
-            count(reads.len(), "more read"),
+            "⋮ {}, {} left out, {} ms",
+            count(reads.len(), "read"),
             count(chunks, "chunk"),
             ms(last.t_ns - first.t_ns)
         );
         let text = self.paint(DIM, &text);
-        self.line(&format!("{:1$}{text}", "", 2 * INSTANT + 4 + GAP_BAR));
+        self.line(&format!("{:1$}{text}", "", 2 * INSTANT + 4));
     }
 
     fn answer(&mut self, e: &Explanation) {
@@ -442,7 +458,10 @@ impl Page {
         let indent = METRIC + 1;
         let mut texts = vec![format!("{}: {}", profile.tool, profile.differs)];
         for (metrics, reason) in absent(e, profile.profile) {
-            texts.push(format!("no {}: {reason}", metrics.join(", ")));
+            texts.push(match metrics.len() {
+                n if n == e.metrics.len() => format!("no number: {reason}"),
+                _ => format!("no {}: {reason}", metrics.join(", ")),
+            });
         }
         let mut name = self.paint(CYAN, &format!("{:indent$}", profile.profile));
         for (number, text) in texts.iter().enumerate() {
@@ -667,6 +686,21 @@ fn width_of(c: char) -> usize {
 
 fn columns(text: &str) -> usize {
     text.chars().map(width_of).sum()
+}
+
+/// `parts` in lines of at most `width` columns, with dots between.
+fn joined(parts: &[String], width: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for part in parts {
+        match lines.last_mut() {
+            Some(line) if columns(line) + columns(part) + 3 <= width => {
+                line.push_str(" · ");
+                line.push_str(part);
+            }
+            _ => lines.push(part.clone()),
+        }
+    }
+    lines
 }
 
 /// `text` in at most `room` columns.
