@@ -19,11 +19,9 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
 
 const TOKENS: i32 = 40;
 
-/// Request 0: a role chunk, reasoning, forty content chunks of which every tenth
-/// comes with the one before, a finish, usage and an end marker. 1 failed. 2 has
-/// no response. 3 was not streamed. 4 is a probe with a second attempt.
-fn events() -> EventBatch {
-    let mut events = EventBatch::default();
+/// A role chunk, reasoning, forty content chunks of which every tenth comes with
+/// the one before, a finish, usage and an end marker.
+fn streamed(events: &mut EventBatch) {
     let mut first = request(0, 12 * MS);
     first.t_scheduled_ns = Some(MS);
     first.t_dispatched_ns = Some(2 * MS);
@@ -79,7 +77,13 @@ fn events() -> EventBatch {
     let mut answered = response(0, t_ns + 31 * MS, last + 3, Some(TOKENS + 1));
     answered.t_headers_ns = Some(79 * MS);
     events.responses.push(answered);
+}
 
+/// Request 0 as [`streamed`]. 1 failed. 2 has no response. 3 was not streamed. 4 is
+/// a probe with a second attempt.
+fn events() -> EventBatch {
+    let mut events = EventBatch::default();
+    streamed(&mut events);
     let mut refused = response(1, 60 * MS, 0, None);
     refused.outcome = Outcome::HttpError;
     refused.status = Some(503);
