@@ -8,6 +8,7 @@ mod awkward;
 mod crash;
 mod derived;
 mod durability;
+mod explain;
 #[allow(
     clippy::too_many_lines,
     reason = "a table of bad inputs and their messages is as long as it has rows"

@@ -6,7 +6,8 @@
 //! recording NAME [dropped=N] [SETTING=JSON…]   begins a recording; settings, where
 //!                                 given, replace the default ones
 //! TABLE: column column …          then one row per line, up to an empty line;
-//! 1 2.5ms say:to_be               `-` is NULL, ms and s make ns, other columns take defaults;
+//! 1 2.5ms say:to_be               `-` is NULL, ms and s make ns, `data` is taken as it is,
+//!                                 other columns take defaults;
 //!                                 `say:`, `answer:` and `ask:` make the payload of a chunk,
 //!                                 of an answer and of a request with that text
 //! # comment                       here or between blocks
@@ -117,7 +118,11 @@ impl Script {
             object.insert("recording_id".into(), manifest.recording_id.clone().into());
             for (column, word) in columns.split_whitespace().zip(row.split_whitespace()) {
                 assert!(schema.index_of(column).is_ok(), "no column {column}");
-                object.insert(column.into(), value(word));
+                let value = match column {
+                    "data" if word != "-" => hex(word).into(),
+                    _ => value(word),
+                };
+                object.insert(column.into(), value);
             }
             decoder.serialize(&[object]).unwrap();
         }
@@ -135,6 +140,11 @@ impl Script {
             .await
             .unwrap()
     }
+}
+
+/// What Arrow's JSON reader makes bytes of.
+fn hex(text: &str) -> String {
+    text.bytes().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// `-` NULL, `1.5ms` and `2s` ns, then whatever JSON makes of it, then text.
@@ -297,7 +307,10 @@ fn headers_name_the_columns_and_types_that_are_planned() {
     let dir = tempfile::tempdir().unwrap();
     block_on(async {
         let session = empty_session(dir.path()).await;
-        for model in models::views().iter().chain(models::tables()) {
+        // A question about one creates them all.
+        session.query("SELECT * FROM peer_profile").await.unwrap();
+        let views = models::views().iter().chain(models::peers());
+        for model in views.chain(models::tables()) {
             let view = session.context().table(format!("\"{}\"", model.name)).await;
             let view = view.unwrap();
             let planned: Vec<(String, String)> = view
@@ -327,9 +340,11 @@ fn a_file_that_requires_nothing_of_ours_is_plain_datafusion() {
     let dir = tempfile::tempdir().unwrap();
     block_on(async {
         let session = empty_session(dir.path()).await;
+        session.query("SELECT * FROM peer_profile").await.unwrap();
         let plain = datafusion::prelude::SessionContext::new();
         let tables = models::tables().iter().map(|m| (m, true));
-        let views = models::views().iter().map(|m| (m, m.requires_tapedeck));
+        let views = models::views().iter().chain(models::peers());
+        let views = views.map(|m| (m, m.requires_tapedeck));
         let mut ours = 0;
         for (model, is_given) in tables.chain(views) {
             if !is_given {
@@ -342,7 +357,7 @@ fn a_file_that_requires_nothing_of_ours_is_plain_datafusion() {
             let empty = RecordBatch::new_empty(Arc::new(table.schema().as_arrow().clone()));
             plain.register_batch(model.name, empty).unwrap();
         }
-        assert_eq!(ours, 1, "functions of ours are the exception");
+        assert_eq!(ours, 2, "functions of ours are the exception");
         let rows = plain.table("latency_percentiles").await.unwrap();
         assert_eq!(rows.count().await.unwrap(), 0);
     });
@@ -373,8 +388,9 @@ fn mentioned(model: &Model, known: &[&str]) -> Vec<String> {
 fn a_file_reads_what_its_header_says_and_only_earlier_views() {
     let mut known: Vec<&str> = models::tables().iter().map(|m| m.name).collect();
     let mut all = known.clone();
-    all.extend(models::views().iter().map(|m| m.name));
-    for model in models::views().iter().chain(models::checks()) {
+    let views = || models::views().iter().chain(models::peers());
+    all.extend(views().map(|m| m.name));
+    for model in views().chain(models::checks()) {
         let mut reads = model.reads.clone();
         reads.sort();
         let others: Vec<&str> = all.iter().copied().filter(|n| *n != model.name).collect();
@@ -403,11 +419,10 @@ fn sql_files(dir: &Path, found: &mut Vec<PathBuf>) {
 
 #[test]
 fn every_sql_file_is_embedded_in_path_order() {
-    for (folder, embedded) in [
-        ("sql", models::views()),
-        ("checks", models::checks()),
-        ("tables", models::tables()),
-    ] {
+    let views: Vec<&Model> = models::views().iter().chain(models::peers()).collect();
+    let checks: Vec<&Model> = models::checks().iter().collect();
+    let tables: Vec<&Model> = models::tables().iter().collect();
+    for (folder, embedded) in [("sql", views), ("checks", checks), ("tables", tables)] {
         let root = analyze_dir().join(folder);
         let mut files = Vec::new();
         sql_files(&root, &mut files);

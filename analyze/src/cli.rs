@@ -1,6 +1,6 @@
 //! What the user typed, and what it leads to.
 
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -9,10 +9,12 @@ use clap::{Args, Parser, Subcommand};
 use tapedeck_recording::Recording;
 
 use crate::check::{self, chain};
+use crate::explain;
 use crate::listing::{self, Entry};
 use crate::models;
 use crate::output::{Output, OutputError, QueryFormat, TABLE_ROWS, is_broken_pipe};
 use crate::parameters::{Parameters, Slo};
+use crate::peer::Profile;
 use crate::render::{Format, grid};
 use crate::report::{self, ReportOptions, Verdict};
 use crate::session::{self, Session};
@@ -44,6 +46,8 @@ enum Command {
         /// Name of a view
         name: Option<String>,
     },
+    /// One request: what happened when, and its numbers under every definition
+    Explain(ExplainArgs),
     /// List the recordings below a folder
     Ls {
         /// A folder of recordings
@@ -75,6 +79,9 @@ struct ReportArgs {
     /// Percentiles instead of the default ones (50,99.9)
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = parse_percentile)]
     percentiles: Option<Vec<f64>>,
+    /// The metrics in another tool's definitions: vllm, aiperf, evalscope…
+    #[arg(long = "as", value_name = "PROFILE")]
+    profile: Option<Profile>,
     /// Exit 1 when the verdict is invalid
     #[arg(long)]
     strict: bool,
@@ -121,6 +128,29 @@ struct QueryArgs {
     tokens: TokenArgs,
 }
 
+#[derive(Debug, Args)]
+struct ExplainArgs {
+    /// A recording
+    recording: PathBuf,
+    /// As in column `request_id`
+    request_id: i64,
+    /// Another attempt than the last one
+    #[arg(long, value_name = "N")]
+    attempt: Option<i32>,
+    #[arg(long, value_enum, default_value = "text")]
+    format: ExplainFormat,
+    /// Write to a file instead of stdout
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+}
+
+/// How one request is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum ExplainFormat {
+    Text,
+    Json,
+}
+
 /// What a command may fail with.
 #[derive(Debug, thiserror::Error)]
 enum Failed {
@@ -128,6 +158,8 @@ enum Failed {
     Session(#[from] session::Error),
     #[error(transparent)]
     Output(#[from] OutputError),
+    #[error(transparent)]
+    Explain(#[from] explain::Error),
     #[error("no definition is called {0}\nhint: `analyze sql` lists them")]
     UnknownView(String),
     #[error("the shell cannot go on")]
@@ -141,6 +173,7 @@ pub async fn run(cli: Cli) -> ExitCode {
         Command::Query(args) => query(args).await,
         Command::Shell(args) => shell(args).await,
         Command::Sql { name } => sql(name.as_deref()),
+        Command::Explain(args) => explain(args).await,
         Command::Ls { root } => ls(&root).await,
         Command::Check { recording } => check(&recording).await,
     };
@@ -175,6 +208,7 @@ async fn report(args: ReportArgs) -> Result<ExitCode, Failed> {
         percentiles,
         slos: args.slos,
         tokenizer: args.tokens.tokenizer_path,
+        profile: args.profile,
     };
     let report = report::report(&args.recordings, &options).await?;
     Output::open(args.output.as_deref())?.text(&report.render(args.format))?;
@@ -215,6 +249,27 @@ async fn shell(args: ShellArgs) -> Result<ExitCode, Failed> {
     })
 }
 
+async fn explain(args: ExplainArgs) -> Result<ExitCode, Failed> {
+    let found = explain::explain(&args.recording, args.request_id, args.attempt).await?;
+    let text = match args.format {
+        ExplainFormat::Json => format!("{:#}\n", found.to_json()),
+        ExplainFormat::Text => found.render(explain_style(args.output.is_some())),
+    };
+    Output::open(args.output.as_deref())?.text(&text)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// As wide as the terminal, with colours only there and where NO_COLOR allows.
+fn explain_style(to_file: bool) -> explain::Style {
+    let is_terminal = !to_file && std::io::stdout().is_terminal();
+    let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let width = terminal_size::terminal_size().filter(|_| is_terminal);
+    explain::Style {
+        width: width.map_or(explain::Style::DEFAULT_WIDTH, |(w, _)| w.0.into()),
+        color: is_terminal && !no_color,
+    }
+}
+
 fn sql(name: Option<&str>) -> Result<ExitCode, Failed> {
     let text = match name {
         Some(name) => {
@@ -224,6 +279,7 @@ fn sql(name: Option<&str>) -> Result<ExitCode, Failed> {
         }
         None => models::views()
             .iter()
+            .chain(models::peers())
             .map(|m| format!("{:<20} {}\n", m.name, m.grain))
             .collect(),
     };

@@ -3,19 +3,22 @@
 //! Every number is defined in a file under `sql/`; nothing here computes one.
 //! Reading order: [`models`] (the definitions, their headers), [`parameters`]
 //! (what a user chooses), `functions` (what SQL lacks), [`session`] (recordings →
-//! tables and views), `derived` (what is computed once),
-//! [`shell`] (one question after the other), [`report`] (rows → report), [`render`] (report → text), [`check`]
-//! (invariants), `listing` (what lies below a folder), [`cli`].
+//! tables and views), `derived` (what is computed once), [`shell`] (one question
+//! after the other), [`report`] (rows → report), [`render`] (report → text),
+//! [`check`] (invariants), [`peer`] (other tools' definitions), [`explain`] (one
+//! request), `listing` (what lies below a folder), [`cli`].
 
 pub mod check;
 pub mod cli;
 mod derived;
+pub mod explain;
 mod functions;
 mod listing;
 pub mod models;
 pub mod output;
 pub mod parameters;
 mod payload;
+pub mod peer;
 pub mod render;
 pub mod report;
 mod rows;

@@ -1,13 +1,15 @@
 //! The metric definitions: one SQL view per file, embedded, with headers that
 //! programs read.
 //!
-//! A header opens its file: `-- name: grain.`, `-- Reads: a, b.`, then one line
-//! per column with name, type, unit, polarity and meaning. A file that calls our
-//! functions says `-- requires: tapedeck` as well. The same lines feed
+//! A header opens its file: `-- name: grain.`, `-- Reads: a, b.`, notes as
+//! `-- Key: text` (a profile of another tool has its definitions there), then one
+//! line per column with name, type, unit, polarity and meaning. A file that calls
+//! our functions says `-- requires: tapedeck` as well. The same lines feed
 //! the schema test, [`reference`] (METRICS.md) and the direction of an SLO.
 //! Path order is dependency order: a file reads only recorded tables, tables of
 //! the session and views of earlier files.
 
+use std::collections::BTreeSet;
 use std::sync::LazyLock;
 
 /// One file under `sql/`, `tables/` or `checks/`.
@@ -23,9 +25,20 @@ pub struct Model {
     pub grain: String,
     /// Tables and views it mentions.
     pub reads: Vec<String>,
+    /// Further lines of the form `-- Key: text`, in order.
+    pub notes: Vec<(String, String)>,
     pub columns: Vec<Column>,
     /// It calls functions that only this program has.
     pub requires_tapedeck: bool,
+}
+
+impl Model {
+    /// The text of the note called `key`.
+    #[must_use]
+    pub fn note(&self, key: &str) -> Option<&str> {
+        let mut notes = self.notes.iter();
+        notes.find(|(k, _)| k == key).map(|(_, text)| text.as_str())
+    }
 }
 
 /// One column of a view, as its header describes it.
@@ -53,7 +66,8 @@ macro_rules! sql_files {
     };
 }
 
-/// Every file under `sql/`, in path order (a test compares with the folder).
+/// The files under `sql/` with our own definitions, in path order (a test compares
+/// with the folder).
 const VIEWS: &[(&str, &str)] = sql_files![
     "sql":
     "1_base/content_chunk.sql",
@@ -78,6 +92,36 @@ const VIEWS: &[(&str, &str)] = sql_files![
     "4_report/scalar_metric.sql",
 ];
 
+/// The definitions of other tools: files under `sql/` that come last. A session
+/// creates them when it is asked about them.
+const PEER_VIEWS: &[(&str, &str)] = sql_files![
+    "sql":
+    "5_peer_facts/peer_chunk.sql",
+    "5_peer_facts/peer_profile.sql",
+    "5_peer_facts/peer_request.sql",
+    "5_peer_facts/peer_token.sql",
+    "5_peer_facts/peer_token_gap.sql",
+    "5_peer_facts/peer_token_stream.sql",
+    "6_peer/peer_aiperf.sql",
+    "6_peer/peer_aphrodite.sql",
+    "6_peer/peer_byzer_perf.sql",
+    "6_peer/peer_evalscope.sql",
+    "6_peer/peer_evalscope_0_8.sql",
+    "6_peer/peer_guidellm.sql",
+    "6_peer/peer_inference_perf.sql",
+    "6_peer/peer_llm_perf.sql",
+    "6_peer/peer_llmperf.sql",
+    "6_peer/peer_mlperf.sql",
+    "6_peer/peer_sglang.sql",
+    "6_peer/peer_vllm.sql",
+    "7_peer_summary/peer_answer.sql",
+    "7_peer_summary/peer_metric.sql",
+    "7_peer_summary/peer_rate.sql",
+    "7_peer_summary/peer_sample.sql",
+    "7_peer_summary/peer_spread.sql",
+    "7_peer_summary/peer_summary.sql",
+];
+
 /// Every file under `tables/`: headers of what views read and nobody defines.
 const TABLES: &[(&str, &str)] = sql_files![
     "tables":
@@ -85,6 +129,7 @@ const TABLES: &[(&str, &str)] = sql_files![
     "marks.sql",
     "params.sql",
     "percentiles.sql",
+    "profiles.sql",
     "recordings.sql",
     "requests.sql",
     "responses.sql",
@@ -116,16 +161,30 @@ const CHECKS: &[(&str, &str)] = sql_files![
 static MODELS: LazyLock<Vec<Model>> =
     LazyLock::new(|| VIEWS.iter().map(|(path, sql)| parse(path, sql)).collect());
 
+static PEER_MODELS: LazyLock<Vec<Model>> = LazyLock::new(|| {
+    PEER_VIEWS
+        .iter()
+        .map(|(path, sql)| parse(path, sql))
+        .collect()
+});
+
 static TABLE_MODELS: LazyLock<Vec<Model>> =
     LazyLock::new(|| TABLES.iter().map(|(path, sql)| parse(path, sql)).collect());
 
 static CHECK_MODELS: LazyLock<Vec<Model>> =
     LazyLock::new(|| CHECKS.iter().map(|(path, sql)| parse(path, sql)).collect());
 
-/// All views, in dependency order.
+/// All views of our own definitions, in dependency order.
 #[must_use]
 pub fn views() -> &'static [Model] {
     &MODELS
+}
+
+/// The views of other tools' definitions, in dependency order; they come after
+/// [`views`] and start with `peer_`.
+#[must_use]
+pub fn peers() -> &'static [Model] {
+    &PEER_MODELS
 }
 
 /// The tables that views are made of, recorded and of the session.
@@ -140,10 +199,23 @@ pub fn checks() -> &'static [Model] {
     &CHECK_MODELS
 }
 
+/// `goals` and all views that they are built from.
+pub(crate) fn needed_for(goals: &[&'static str]) -> BTreeSet<&'static str> {
+    let mut needed: BTreeSet<&str> = goals.iter().copied().collect();
+    // Later files read earlier ones, so one pass from the end finds all.
+    for model in views().iter().chain(peers()).rev() {
+        if needed.contains(model.name) {
+            needed.extend(model.reads.iter().map(String::as_str));
+        }
+    }
+    needed
+}
+
 /// The view called `name`.
 #[must_use]
 pub fn view(name: &str) -> Option<&'static Model> {
-    MODELS.iter().find(|m| m.name == name)
+    let mut models = MODELS.iter().chain(PEER_MODELS.iter());
+    models.find(|m| m.name == name)
 }
 
 /// The view or table called `name`.
@@ -178,6 +250,7 @@ fn parse(path: &'static str, sql: &'static str) -> Model {
         sql,
         grain: String::new(),
         reads: Vec::new(),
+        notes: Vec::new(),
         columns: Vec::new(),
         requires_tapedeck: false,
     };
@@ -189,8 +262,13 @@ fn parse(path: &'static str, sql: &'static str) -> Model {
             model.reads.extend(names.map(str::to_owned));
         } else if line.starts_with(" requires: tapedeck") {
             model.requires_tapedeck = true;
-        } else if let Some((_, grain)) = line.split_once(": ") {
-            model.grain = grain.to_owned();
+        } else if let Some((key, text)) = line.split_once(": ") {
+            if model.grain.is_empty() {
+                model.grain = text.to_owned();
+            } else {
+                let note = (key.trim().to_owned(), text.to_owned());
+                model.notes.push(note);
+            }
         }
     }
     model
@@ -225,7 +303,7 @@ pub fn reference() -> String {
          Generated from the headers of `analyze/sql/` and `analyze/tables/`; `UPDATE_METRICS=1 cargo test` rewrites it.\n\
          `analyze sql NAME` prints a definition.\n",
     );
-    for model in views() {
+    for model in views().iter().chain(peers()) {
         text.push_str(&describe(model));
     }
     text.push_str("\n# Tables\n\nWhat the views are made of.\n");
@@ -250,10 +328,14 @@ fn describe(model: &Model) -> String {
     } else {
         ""
     };
-    let mut text = format!(
-        "\n## {name}\n\n{grain}{origin}{requires}\n\n\
-         | column | type | unit | better | meaning |\n|---|---|---|---|---|\n"
-    );
+    let mut text = format!("\n## {name}\n\n{grain}{origin}{requires}\n\n");
+    for (key, note) in &model.notes {
+        text.push_str(&format!("- {key}: {note}\n"));
+    }
+    if !model.notes.is_empty() {
+        text.push('\n');
+    }
+    text.push_str("| column | type | unit | better | meaning |\n|---|---|---|---|---|\n");
     for column in &model.columns {
         let better = match column.polarity {
             Some(Polarity::Lower) => "lower",

@@ -4,7 +4,8 @@ use comfy_table::presets::{ASCII_MARKDOWN, UTF8_FULL_CONDENSED};
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 
 use crate::parameters::percentile_name;
-use crate::report::{RecordingReport, Report};
+use crate::peer::Profile;
+use crate::report::{Absent, RecordingReport, Report};
 
 /// How a report is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -23,6 +24,9 @@ const FAILURES_SHOWN: usize = 5;
 
 /// Longest error text shown, in characters.
 const ERROR_CHARS: usize = 120;
+
+/// Width of the table of definitions: prose that wraps, unlike numbers.
+const DEFINITIONS_WIDTH: u16 = 116;
 
 /// Columns of the percentile table: heading, metric, decimals.
 const PERCENTILE_COLUMNS: [(&str, &str, usize); 8] = [
@@ -46,6 +50,8 @@ enum Block {
         rows: Vec<Vec<String>>,
         numbers_from: usize,
     },
+    /// Another tool's definitions beside ours.
+    Definitions(Profile),
 }
 
 impl Report {
@@ -63,7 +69,13 @@ impl Report {
     }
 
     fn csv(&self) -> String {
-        let mut text = String::from("recording_id,name,metric,stat,value,unit,n\n");
+        let profile = self.options.profile;
+        let mut text = String::from("recording_id,name,metric,stat,value,unit,n");
+        text.push_str(if profile.is_some() {
+            ",profile\n"
+        } else {
+            "\n"
+        });
         for recording in &self.recordings {
             for m in &recording.metrics {
                 let fields = [
@@ -76,6 +88,9 @@ impl Report {
                     m.n.to_string(),
                 ];
                 text.push_str(&fields.join(","));
+                if let Some(profile) = profile {
+                    text.push_str(&format!(",{profile}"));
+                }
                 text.push('\n');
             }
         }
@@ -92,11 +107,17 @@ impl Report {
             }
             blocks.push(title(recording));
             blocks.extend(health(recording));
-            blocks.push(self.summary(recording));
+            blocks.extend(self.options.profile.map(Block::Definitions));
+            blocks.push(match self.options.profile {
+                Some(profile) => summary_as(recording, profile),
+                None => self.summary(recording),
+            });
             blocks.push(percentiles(recording, shown));
+            blocks.extend(absent(recording));
             blocks.extend(failures(recording));
         }
-        if self.recordings.len() > 1 {
+        // Its columns are our own definitions.
+        if self.recordings.len() > 1 && self.options.profile.is_none() {
             blocks.push(Block::Line(String::new()));
             blocks.push(overview(&self.recordings));
         }
@@ -161,6 +182,42 @@ impl Report {
             rows: rows.collect(),
             numbers_from: 1,
         }
+    }
+}
+
+/// The summary in another tool's definitions: only what that tool has.
+fn summary_as(recording: &RecordingReport, profile: Profile) -> Block {
+    let value = |metric: &str, decimals| number(recording.value(metric, "value"), decimals);
+    let mean = |metric: &str| number(recording.value(metric, "mean"), 2);
+    let counted = format!("Requests that {profile} counts");
+    let rows = [
+        ("Duration (s)", value("duration", 2)),
+        ("Requests", recording.counts.requests.to_string()),
+        (counted.as_str(), value("succeeded", 0)),
+        ("Request throughput (req/s)", value("request_throughput", 3)),
+        (
+            "Input throughput (tok/s)",
+            value("input_token_throughput", 2),
+        ),
+        (
+            "Output throughput (tok/s)",
+            value("output_token_throughput", 2),
+        ),
+        (
+            "Total throughput (tok/s)",
+            value("total_token_throughput", 2),
+        ),
+        ("Mean TTFT (ms)", mean("ttft_ms")),
+        ("Mean ITL (ms)", mean("itl_ms")),
+        ("Mean TPOT (ms)", mean("tpot_ms")),
+        ("Mean E2EL (ms)", mean("e2el_ms")),
+    ];
+    let rows = rows.into_iter().map(|(key, v)| vec![key.to_owned(), v]);
+    Block::Table {
+        heading: "Summary",
+        header: vec!["Metric", "Value"],
+        rows: rows.collect(),
+        numbers_from: 1,
     }
 }
 
@@ -273,6 +330,18 @@ fn percentiles(recording: &RecordingReport, shown: &[f64]) -> Block {
     }
 }
 
+/// Why the tool has no number where the tables above have a dash.
+fn absent(recording: &RecordingReport) -> Option<Block> {
+    let row = |a: &Absent| vec![a.metric.clone(), a.reason.clone(), a.n.to_string()];
+    let rows: Vec<Vec<String>> = recording.absent.iter().map(row).collect();
+    (!rows.is_empty()).then_some(Block::Table {
+        heading: "Not there",
+        header: vec!["Metric", "Reason", "Requests"],
+        rows,
+        numbers_from: 2,
+    })
+}
+
 fn failures(recording: &RecordingReport) -> Vec<Block> {
     let all = &recording.failures;
     if all.is_empty() {
@@ -317,6 +386,7 @@ fn draw(block: &Block, format: Format) -> String {
         Block::Title(text) => format!("{text}\n{}\n", "=".repeat(text.chars().count().min(80))),
         Block::Line(text) if is_markdown => format!("{text}\n\n"),
         Block::Line(text) => format!("{text}\n"),
+        Block::Definitions(profile) => draw_definitions(*profile, is_markdown),
         Block::Table {
             heading,
             header,
@@ -335,6 +405,28 @@ fn draw(block: &Block, format: Format) -> String {
                 format!("\n{heading}\n{table}\n")
             }
         }
+    }
+}
+
+fn draw_definitions(profile: Profile, is_markdown: bool) -> String {
+    let header = ["", profile.name(), "Tapedeck"];
+    let rows: Vec<Vec<String>> = profile
+        .aspects()
+        .into_iter()
+        .map(|a| vec![a.aspect.to_owned(), a.theirs.to_owned(), a.ours.to_owned()])
+        .collect();
+    let mut table = grid(&header, &rows, is_markdown);
+    if !is_markdown {
+        table
+            .set_content_arrangement(ContentArrangement::Dynamic)
+            .set_width(DEFINITIONS_WIDTH);
+    }
+    let (tool, differs) = (profile.tool(), profile.differs());
+    let what = format!("The numbers below follow the definitions of {tool}, not Tapedeck's.");
+    if is_markdown {
+        format!("### Definitions\n\n{what} It {differs}.\n\n{table}\n\n")
+    } else {
+        format!("\nDefinitions\n{what}\nIt {differs}.\n{table}\n")
     }
 }
 

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use tapedeck_recording::Recording;
 
 use crate::parameters::{DEFAULT_PERCENTILES, Parameters, Slo};
+use crate::peer::Profile;
 use crate::session::{self, Error, SMALL_VIEWS, Session};
 
 /// Version of the JSON report.
@@ -25,6 +26,8 @@ pub struct ReportOptions {
     pub slos: Vec<Slo>,
     /// As in [`Parameters`].
     pub tokenizer: Option<PathBuf>,
+    /// Whose definitions the metrics follow; our own when `None`.
+    pub profile: Option<Profile>,
 }
 
 impl ReportOptions {
@@ -105,6 +108,15 @@ pub struct Failure {
     pub first_request_id: i64,
 }
 
+/// Numbers that another tool's definitions cannot give of a recording.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Absent {
+    pub metric: String,
+    pub reason: String,
+    /// Requests without the number.
+    pub n: u64,
+}
+
 /// How faithfully an open loop kept to its schedule: p50, p99 and worst, ms.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
 pub struct Fidelity {
@@ -134,6 +146,8 @@ pub struct RecordingReport {
     pub health: Vec<Finding>,
     /// Most frequent first.
     pub failures: Vec<Failure>,
+    /// Of the profile the report was asked for.
+    pub absent: Vec<Absent>,
     /// `None` for a closed loop.
     pub fidelity: Option<Fidelity>,
 }
@@ -169,7 +183,7 @@ impl Report {
     #[must_use]
     pub fn to_json(&self) -> serde_json::Value {
         let recordings = self.recordings.iter().map(|r| {
-            serde_json::json!({
+            let mut recording = serde_json::json!({
                 "recording_id": r.recording_id,
                 "path": r.path.to_string_lossy(),
                 "name": r.name,
@@ -178,12 +192,25 @@ impl Report {
                 "counts": r.counts,
                 "duration_s": r.duration_s,
                 "metrics": r.metrics,
-            })
+            });
+            if self.options.profile.is_some() {
+                recording["absent"] = serde_json::json!(r.absent);
+            }
+            recording
         });
-        serde_json::json!({
+        let mut report = serde_json::json!({
             "report_version": REPORT_VERSION,
             "recordings": recordings.collect::<Vec<_>>(),
-        })
+        });
+        if let Some(profile) = self.options.profile {
+            report["as"] = serde_json::json!({
+                "profile": profile.name(),
+                "tool": profile.tool(),
+                "differs": profile.differs(),
+                "definitions": profile.aspects(),
+            });
+        }
+        report
     }
 }
 
@@ -196,7 +223,12 @@ pub async fn report(paths: &[PathBuf], options: &ReportOptions) -> Result<Report
     let recordings = session::open_all(paths)?;
     let parameters = options.parameters();
     let session = Session::open_derived(recordings, &parameters, &SMALL_VIEWS).await?;
-    let mut facts = Facts::query(&session).await?;
+    if let Some(profile) = options.profile {
+        session
+            .add_peers(&[profile], &["peer_summary", "peer_metric"])
+            .await?;
+    }
+    let mut facts = Facts::query(&session, options.profile).await?;
     let recordings = session.recordings();
     Ok(Report {
         recordings: recordings.iter().map(|r| facts.take(r)).collect(),
@@ -248,6 +280,25 @@ SELECT recording_id, metric, stat, value, unit, n
 FROM scalar_metric
 ORDER BY recording_id, metric_index";
 
+/// Of the profile that the session was given.
+const PEER: &str = "
+SELECT s.recording_id, s.metric, s.stat, s.value, s.unit, s.n
+FROM peer_summary AS s
+LEFT JOIN percentiles AS p ON p.stat = s.stat
+ORDER BY
+  s.recording_id,
+  s.metric_index,
+  p.p NULLS FIRST,
+  CASE s.stat WHEN 'mean' THEN 0 WHEN 'std' THEN 1 WHEN 'min' THEN 2 ELSE 3 END";
+
+/// What a tool does not have, or a recording cannot give.
+const ABSENT: &str = "
+SELECT recording_id, metric, reason, count(*) AS n
+FROM peer_metric
+WHERE reason IS NOT NULL
+GROUP BY recording_id, metric, metric_index, reason
+ORDER BY recording_id, metric_index, reason";
+
 const HEALTH: &str = "
 SELECT recording_id, finding, severity, value, detail
 FROM recording_health
@@ -292,16 +343,30 @@ struct Facts {
     scalars: ByRecording<Metric>,
     health: ByRecording<Finding>,
     failures: ByRecording<Failure>,
+    absent: ByRecording<Absent>,
     fidelity: ByRecording<Fidelity>,
 }
 
 impl Facts {
-    async fn query(session: &Session) -> Result<Self, Error> {
+    async fn query(session: &Session, profile: Option<Profile>) -> Result<Self, Error> {
         let summaries = summaries(session).await?.into_iter();
+        let (latencies, scalars, absent) = match profile {
+            Some(_) => (
+                by_recording(session, PEER).await?,
+                ByRecording::new(),
+                by_recording(session, ABSENT).await?,
+            ),
+            None => (
+                by_recording(session, LATENCIES).await?,
+                by_recording(session, SCALARS).await?,
+                ByRecording::new(),
+            ),
+        };
         Ok(Self {
             summaries: summaries.map(|s| (s.recording_id.clone(), s)).collect(),
-            latencies: by_recording(session, LATENCIES).await?,
-            scalars: by_recording(session, SCALARS).await?,
+            latencies,
+            scalars,
+            absent,
             health: by_recording(session, HEALTH).await?,
             failures: by_recording(session, FAILURES).await?,
             fidelity: by_recording(session, FIDELITY).await?,
@@ -331,6 +396,7 @@ impl Facts {
             metrics,
             health: self.health.remove(id).unwrap_or_default(),
             failures: self.failures.remove(id).unwrap_or_default(),
+            absent: self.absent.remove(id).unwrap_or_default(),
             fidelity: self.fidelity.remove(id).and_then(|mut rows| rows.pop()),
         }
     }

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
+use arrow::compute::concat_batches;
 use arrow::datatypes::{DataType, SchemaRef};
 use arrow::error::ArrowError;
 use datafusion::catalog::TableProvider;
@@ -20,7 +21,7 @@ use datafusion::datasource::listing::{
 use datafusion::error::DataFusionError;
 use datafusion::execution::context::SQLOptions;
 use datafusion::physical_plan::collect_partitioned;
-use datafusion::prelude::{DataFrame, SessionConfig, SessionContext, col};
+use datafusion::prelude::{DataFrame, SessionConfig, SessionContext, col, lit};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tapedeck_recording::footer::Footer;
@@ -34,6 +35,7 @@ use crate::derived;
 use crate::functions::{self, Tokenizers};
 use crate::models;
 use crate::parameters::{Parameters, Slo, UnknownMetric};
+use crate::peer::{self, Profile};
 use crate::rows;
 
 /// Recordings that cannot be analyzed, or a question that cannot be answered.
@@ -232,6 +234,84 @@ impl Session {
         Ok(session)
     }
 
+    /// Opens one attempt of `recording` as a recording of one measured request, so
+    /// that every view speaks of this attempt alone, whatever its phase. Of the
+    /// views there are `goals` and what they are built from.
+    ///
+    /// # Errors
+    /// When a file is unreadable or of a newer format.
+    pub(crate) async fn open_attempt(
+        recording: Recording,
+        (request_id, attempt): (i64, i32),
+        goals: &[&'static str],
+    ) -> Result<Self, Error> {
+        let session = Self::open_tables(vec![recording], &Parameters::default())?;
+        for table in [Table::Requests, Table::Chunks, Table::Responses] {
+            session.narrow(table, request_id, attempt).await?;
+        }
+        let needed = models::needed_for(goals);
+        for model in models::views() {
+            if needed.contains(model.name) {
+                session
+                    .create_view(model, SMALL_VIEWS.contains(&model.name))
+                    .await?;
+            }
+        }
+        let profiles: Vec<Profile> = Profile::all().collect();
+        session.add_peers(&profiles, goals).await?;
+        Ok(session)
+    }
+
+    /// Leaves of `table` the rows of one attempt, in the measured phase.
+    async fn narrow(&self, table: Table, request_id: i64, attempt: i32) -> Result<(), Error> {
+        let is_attempt = col("request_id")
+            .eq(lit(request_id))
+            .and(col("attempt").eq(lit(attempt)));
+        let rows = self.context.table(table.name()).await;
+        let mut rows = rows
+            .and_then(|rows| rows.filter(is_attempt))
+            .map_err(Error::Query)?;
+        if table == Table::Requests {
+            let measured = rows.with_column("phase", lit("measure"));
+            rows = measured.map_err(Error::Query)?;
+        }
+        let schema = Arc::new(rows.schema().as_arrow().clone());
+        let batches = rows.collect().await.map_err(Error::Query)?;
+        let batch = concat_batches(&schema, &batches).map_err(arrow_error)?;
+        self.context
+            .deregister_table(table.name())
+            .map_err(Error::Query)?;
+        self.register_batch(table.name(), batch)
+    }
+
+    /// Creates those views of [`models::peers`] that `goals` need, for `profiles`,
+    /// unless it was done before.
+    /// Views over requests are computed at once: the later ones read them many
+    /// times, and inlined into each other they would take minutes to plan.
+    ///
+    /// # Errors
+    /// When a file is unreadable.
+    pub(crate) async fn add_peers(
+        &self,
+        profiles: &[Profile],
+        goals: &[&'static str],
+    ) -> Result<(), Error> {
+        let is_there = self.context.table_exist("profiles");
+        if is_there.map_err(Error::Query)? {
+            return Ok(());
+        }
+        let chosen = peer::table(profiles).map_err(arrow_error)?;
+        self.register_batch("profiles", chosen)?;
+        let needed = models::needed_for(goals);
+        for model in models::peers() {
+            if needed.contains(model.name) {
+                self.create_view(model, peer::KEPT_VIEWS.contains(&model.name))
+                    .await?;
+            }
+        }
+        Ok(())
+    }
+
     #[must_use]
     pub fn recordings(&self) -> &[Recording] {
         &self.recordings
@@ -248,6 +328,11 @@ impl Session {
     /// # Errors
     /// When `sql` is not one valid query.
     pub async fn query(&self, sql: &str) -> Result<DataFrame, Error> {
+        if sql.contains("peer_") {
+            let all: Vec<Profile> = Profile::all().collect();
+            self.add_peers(&all, &["peer_summary", "peer_metric"])
+                .await?;
+        }
         let read_only = SQLOptions::new()
             .with_allow_ddl(false)
             .with_allow_dml(false)

@@ -1,0 +1,2 @@
+-- profiles: one row per tool whose definitions are asked for.
+--   profile  TEXT  -  -  As --as takes it.
