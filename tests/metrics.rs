@@ -119,7 +119,7 @@ impl Script {
             for (column, word) in columns.split_whitespace().zip(row.split_whitespace()) {
                 assert!(schema.index_of(column).is_ok(), "no column {column}");
                 let value = match column {
-                    "data" if word != "-" => hex(word).into(),
+                    "data" if word != "-" && payload(word).is_none() => hex(word).into(),
                     _ => value(word),
                 };
                 object.insert(column.into(), value);
