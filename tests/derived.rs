@@ -74,8 +74,8 @@ fn a_report_is_the_same_with_and_without_what_was_kept() {
     assert_eq!((mode(&folder), mode(&file)), (0o700, 0o600));
     assert_eq!(
         fs::read_dir(&folder).unwrap().count(),
-        1,
-        "nothing beside it"
+        2,
+        "it and its hash, nothing beside them"
     );
 
     let inode = fs::metadata(&file).unwrap().ino();
@@ -85,6 +85,13 @@ fn a_report_is_the_same_with_and_without_what_was_kept() {
         inode,
         "which was not made again"
     );
+
+    let mut bytes = fs::read(&file).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&file, &bytes).unwrap();
+    assert_eq!(json(&path), expected, "after a damaged file");
+    assert_ne!(fs::read(&file).unwrap(), bytes, "which was made again");
 
     // A file of other rows, with a key that fits them.
     let other = dir.path().join("other");

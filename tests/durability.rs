@@ -124,9 +124,37 @@ fn what_a_killed_recorder_left_is_read_where_it_is_moved_to_and_nothing_is_writt
     assert_eq!(state_of(&moved), before);
     read_only(0o700);
     let rows = chunks(&moved);
-    run("record", ["repair".as_ref(), moved.as_os_str()]).expect(0);
+    // One in the same folder that cannot be repaired does not keep it from that.
+    let broken = dir.path().join("broken");
+    std::fs::create_dir(&broken).unwrap();
+    std::fs::write(broken.join("recording.json"), "{").unwrap();
+    let ran = run("record", ["repair".as_ref(), dir.path().as_os_str()]).expect(2);
+    assert!(ran.stderr.contains("1 of 2 recordings"), "{}", ran.stderr);
     assert_eq!(chunks(&moved), rows);
     assert!(health(&moved).starts_with("recovered after its recorder died: "));
+}
+
+#[test]
+fn without_a_log_a_killed_recorder_leaves_an_invalid_recording() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("r");
+    let mut load = load(&out, "--durability none --parallel 8 --seal-every 300ms");
+    let mut child = load.spawn().unwrap();
+    while !std::fs::read_dir(out.join("chunks")).is_ok_and(|mut files| files.next().is_some()) {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    for _ in 0..2 {
+        let check = run("analyze", ["check".as_ref(), out.as_os_str()]).expect(1);
+        assert!(
+            check.stdout.contains("its number is not known"),
+            "{}",
+            check.stdout
+        );
+        assert_eq!(ask(&out, "SELECT verdict FROM verdict"), "invalid");
+        run("record", ["repair".as_ref(), out.as_os_str()]).expect(0);
+    }
 }
 
 #[test]
@@ -188,6 +216,10 @@ fn a_full_disk_ends_a_load_with_everything_readable() {
         let check = run("analyze", ["check".as_ref(), out.as_os_str()]).expect(1);
         assert!(check.stdout.contains("not finished"), "{}", check.stdout);
         assert!(!check.stdout.contains("does not"), "{}", check.stdout);
+        // What was lost is in the recording too, where the disk took so much.
+        if ran.stderr.contains("could not be recorded") {
+            assert_ne!(ask(&out, "SELECT dropped_events FROM recordings"), "0");
+        }
         std::fs::remove_dir_all(&out).unwrap();
     }
 }

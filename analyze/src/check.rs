@@ -8,7 +8,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use tapedeck_recording::footer::Footer;
-use tapedeck_recording::manifest::SegmentFile;
+use tapedeck_recording::manifest::{MANIFEST_FILE, SegmentFile, State};
 use tapedeck_recording::reader::read_file;
 use tapedeck_recording::schema::FORMAT_VERSION;
 use tapedeck_recording::segment::hash_file;
@@ -44,14 +44,19 @@ impl std::fmt::Display for Broken {
 /// Files that do not decode are findings, not errors.
 pub async fn check(recording: &Recording) -> Result<Vec<Broken>, Error> {
     let mut broken = check_files(recording)?;
+    let incomplete: Vec<Broken> = unfinished(recording)
+        .into_iter()
+        .chain(missing(recording))
+        .collect();
     if !broken.is_empty() {
+        broken.extend(incomplete);
         broken.push(file_problem(
             "rows",
             "were not checked, because of the files named above",
         ));
         return Ok(broken);
     }
-    broken.extend(unfinished(recording));
+    broken.extend(incomplete);
     let session = Session::open_tables(vec![recording.clone()], &Parameters::default())?;
     for model in models::checks() {
         broken.extend(run(&session, model).await?);
@@ -62,7 +67,7 @@ pub async fn check(recording: &Recording) -> Result<Vec<Broken>, Error> {
 /// What a recorder that died left undone.
 fn unfinished(recording: &Recording) -> Option<Broken> {
     let log = recording.recovered();
-    let is_open = recording.manifest.state == tapedeck_recording::manifest::State::Open;
+    let is_open = recording.manifest.state == State::Open;
     (is_open && !log.live).then(|| {
         let counts = log.counts;
         let problem = format!(
@@ -70,8 +75,27 @@ fn unfinished(recording: &Recording) -> Option<Broken> {
              {} bytes are torn",
             counts.rows, counts.lost_rows, counts.torn_bytes
         );
-        file_problem(tapedeck_recording::manifest::MANIFEST_FILE, problem)
+        file_problem(MANIFEST_FILE, problem)
     })
+}
+
+/// What a repair could not bring back.
+fn missing(recording: &Recording) -> Option<Broken> {
+    let manifest = &recording.manifest;
+    let counts = manifest.recovered.unwrap_or_default();
+    let has_no_log = manifest.settings.get("durability") == Some(&"none".into());
+    let problem = if manifest.state == State::Sealed || recording.recovered().live {
+        return None;
+    } else if has_no_log {
+        "ran without a log (--durability none): what came after the last sealed file is lost, \
+         its number is not known"
+            .to_owned()
+    } else if counts.lost_rows > 0 {
+        format!("{} rows were recorded and are lost", counts.lost_rows)
+    } else {
+        return None;
+    };
+    Some(file_problem(MANIFEST_FILE, problem))
 }
 
 #[derive(Deserialize)]
@@ -124,7 +148,7 @@ fn check_files(recording: &Recording) -> Result<Vec<Broken>, Error> {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             let file = format!("{}/{name}", table.name());
             // A recorder may have died between sealing a file and listing it.
-            let is_open = recording.manifest.state == tapedeck_recording::manifest::State::Open;
+            let is_open = recording.manifest.state == State::Open;
             if !listed.contains(&file) && !is_open {
                 broken.push(file_problem(&file, "is not in the manifest"));
             }

@@ -7,7 +7,7 @@
 //! when one of them changes.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io;
+use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -23,6 +23,7 @@ use parquet::file::reader::{FileReader as _, SerializedFileReader};
 use parquet::schema::types::ColumnPath;
 use tapedeck_recording::manifest::{RecoveredCounts, State};
 use tapedeck_recording::schema::FORMAT_VERSION;
+use tapedeck_recording::segment::hash_file;
 use tapedeck_recording::{Recording, Table, body_hash};
 
 use crate::models;
@@ -33,6 +34,8 @@ pub(crate) const READ_MODEL: &str = "chunk_stream";
 const VIEWS: [&str; 2] = ["content_chunk", READ_MODEL];
 
 const FILE: &str = "derived/chunk_stream.parquet";
+/// BLAKE3 of that file: one that was damaged is made again.
+const HASH_FILE: &str = "derived/chunk_stream.blake3";
 /// Footer key of what the file was made from.
 const FOOTER_KEY: &str = "tapedeck.derived_from";
 
@@ -70,9 +73,8 @@ pub(crate) async fn files(recordings: &[Recording]) -> Option<Vec<PathBuf>> {
     for recording in recordings {
         let path = recording.dir.join(FILE);
         let key = key(recording);
-        if key_of(&path).as_deref() != Some(&key)
-            && let Err(error) = build(recording, &path, key).await
-        {
+        let is_fresh = key_of(&path).as_deref() == Some(&key) && is_intact(recording, &path);
+        if !is_fresh && let Err(error) = build(recording, &path, key).await {
             note(&path, &error);
             return None;
         }
@@ -106,7 +108,11 @@ fn key(recording: &Recording) -> String {
     text.extend(sql.map(|model| model.sql));
     for segment in &recording.manifest.segments {
         let length = fs::metadata(recording.dir.join(&segment.file)).map_or(0, |file| file.len());
-        text.push_str(&format!("{} {} {length}\n", segment.file, segment.rows));
+        let hash = segment.blake3.as_deref().unwrap_or_default();
+        text.push_str(&format!(
+            "{} {} {length} {hash}\n",
+            segment.file, segment.rows
+        ));
     }
     body_hash(text.as_bytes())
 }
@@ -120,6 +126,11 @@ fn key_of(path: &Path) -> Option<String> {
         .key_value_metadata()?
         .iter();
     pairs.find(|pair| pair.key == FOOTER_KEY)?.value.clone()
+}
+
+fn is_intact(recording: &Recording, path: &Path) -> bool {
+    let known = fs::read_to_string(recording.dir.join(HASH_FILE));
+    known.is_ok_and(|known| hash_file(path).is_ok_and(|found| found == known.trim_end()))
 }
 
 /// A folder that one may not write is nothing to mention.
@@ -152,11 +163,23 @@ async fn build(recording: &Recording, path: &Path, key: String) -> Result<(), Fa
     // Two reports at once write two files, and the last one stays.
     let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
     let written = write(rows, &temporary, key).await;
-    let placed = written.and_then(|()| Ok(fs::rename(&temporary, path)?));
+    let placed = written.and_then(|()| {
+        let hash = hash_file(&temporary)?;
+        fs::rename(&temporary, path)?;
+        // Without it, or with another's, the file is taken for a damaged one.
+        create(&temporary)?.write_all(hash.as_bytes())?;
+        Ok(fs::rename(&temporary, recording.dir.join(HASH_FILE))?)
+    });
     if placed.is_err() {
         fs::remove_file(&temporary).ok();
     }
     placed
+}
+
+fn create(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    options.open(path)
 }
 
 async fn write(
@@ -164,12 +187,7 @@ async fn write(
     path: &Path,
     key: String,
 ) -> Result<(), Failed> {
-    let file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(path)?;
+    let file = create(path)?;
     let properties = properties(&rows.schema(), key);
     let mut writer = ArrowWriter::try_new(file, rows.schema(), Some(properties))?;
     while let Some(batch) = rows.next().await {

@@ -430,6 +430,15 @@ fn draw_definitions(profile: Profile, is_markdown: bool) -> String {
     }
 }
 
+/// What a model wrote must not steer the terminal it is shown on.
+fn visible(c: char) -> char {
+    match c {
+        '\n' => '\n',
+        c if c.is_control() => '·',
+        c => c,
+    }
+}
+
 /// A table without colours or wrapping, so that output reads the same in a pipe.
 pub(crate) fn grid<H: ToString>(header: &[H], rows: &[Vec<String>], is_markdown: bool) -> Table {
     let mut table = Table::new();
@@ -446,7 +455,7 @@ pub(crate) fn grid<H: ToString>(header: &[H], rows: &[Vec<String>], is_markdown:
             if is_markdown {
                 cell.replace('|', "\\|")
             } else {
-                cell.clone()
+                cell.chars().map(visible).collect()
             }
         };
         table.add_row(row.iter().map(escape));

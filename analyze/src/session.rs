@@ -328,7 +328,7 @@ impl Session {
     /// # Errors
     /// When `sql` is not one valid query.
     pub async fn query(&self, sql: &str) -> Result<DataFrame, Error> {
-        if sql.contains("peer_") {
+        if sql.to_ascii_lowercase().contains("peer_") {
             let all: Vec<Profile> = Profile::all().collect();
             self.add_peers(&all, &["peer_summary", "peer_metric"])
                 .await?;

@@ -15,6 +15,8 @@ fact AS (
     g.dropped_events,
     g.missing_segments,
     g.lost_rows,
+    g.state <> 'sealed' AND NOT g.live
+      AND g.settings LIKE '%"durability":"none"%' AS has_no_log,
     l.dispatched,
     l.chunks_read,
     l.dispatch_lag_ms_p99 AS dispatch_ms,
@@ -31,6 +33,7 @@ SELECT
     WHEN dropped_events > 0
       OR missing_segments > 0
       OR lost_rows > 0
+      OR has_no_log
       OR read_ms > invalid_ms
       OR dispatch_ms > invalid_ms THEN 'invalid'
     WHEN read_ms > saturated_ms
@@ -44,6 +47,8 @@ SELECT
       concat(missing_segments, ' sealed files are gone: rows are missing')
     WHEN lost_rows > 0 THEN
       concat(lost_rows, ' rows were recorded and are lost: rows are missing')
+    WHEN has_no_log THEN
+      'a recorder without a log died: rows are missing, nobody knows how many'
     WHEN read_ms > saturated_ms
       AND (dispatch_ms IS NULL OR read_ms >= dispatch_ms) THEN
       concat(

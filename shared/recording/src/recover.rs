@@ -6,7 +6,7 @@
 //! numbers: this holds also where a crash came between the files of one cut, or
 //! before the manifest named them, or before the log was removed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -92,7 +92,7 @@ fn finish(
         ..Recovered::default()
     };
     if manifest.state == State::Open {
-        merge(&mut recovered, logs, &sealed)?;
+        merge(&mut recovered, logs, &sealed, &listed(recording, &manifest))?;
         Notes::unlisted(recording, &manifest, &sealed, &recovered)?.apply(&mut manifest);
     }
     Ok(Snapshot {
@@ -179,6 +179,7 @@ fn merge(
     recovered: &mut Recovered,
     logs: BTreeMap<u64, Scanned>,
     sealed: &SealedFiles,
+    listed: &BTreeSet<PathBuf>,
 ) -> Result<(), ReadError> {
     let cuts = sealed_cuts(sealed);
     let mut firsts: Vec<u64> = logs.keys().chain(cuts.keys()).copied().collect();
@@ -194,6 +195,14 @@ fn merge(
         let sealed_end = files.map(|(last_seq, _)| last_seq + 1);
         let Some(log) = logs.remove(&first_seq) else {
             end_seq = end_seq.max(sealed_end.unwrap_or(first_seq));
+            // A cut that was being sealed and has no log any more, or never had one.
+            if let Some((last_seq, files)) = files
+                && !recovered.live
+                && !files.iter().all(|path| listed.contains(*path))
+            {
+                let numbered = last_seq + 1 - first_seq;
+                recovered.counts.lost_rows += numbered.saturating_sub(rows_of(files)?);
+            }
             continue;
         };
         let next = firsts.get(index + 1).copied();
@@ -222,6 +231,12 @@ fn merge(
         }
     }
     Ok(())
+}
+
+/// Paths of the files that the manifest lists.
+fn listed(recording: &Path, manifest: &Manifest) -> BTreeSet<PathBuf> {
+    let segments = manifest.segments.iter();
+    segments.map(|s| recording.join(&s.file)).collect()
 }
 
 fn rows_of(files: &[&PathBuf]) -> Result<u64, ReadError> {

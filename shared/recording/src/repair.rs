@@ -50,8 +50,12 @@ pub enum Repaired {
 /// # Errors
 /// When somebody writes the recording, or it cannot be read or written.
 pub fn repair(recording: &Path) -> Result<Repaired, RepairError> {
-    // A wrong path is told before anything else.
-    Recording::open(recording)?;
+    // A wrong path is told before anything else, and where there is nothing to do
+    // nothing is written.
+    let is_open = Recording::open(recording)?.manifest.state == State::Open;
+    if !is_open && wal_files(recording)?.is_empty() {
+        return Ok(Repaired::NothingToDo);
+    }
     let _lock = lock(recording)?;
     let opened = Recording::open_locked(recording)?;
     let repaired = match opened.manifest.state {

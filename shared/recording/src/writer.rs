@@ -166,9 +166,11 @@ impl Writer {
         };
         let ending = Arc::new(AtomicBool::new(false));
         let mut state = WriterState::new(dir, manifest, options, &sink, Arc::clone(&ending))?;
+        let panicked = sink.clone();
         let thread = std::thread::Builder::new()
             .name("tapedeck-writer".into())
             .spawn(move || {
+                let _guard = PanicGuard(panicked);
                 let written = state.drain();
                 let finished = state.finish(written);
                 drop(lock);
@@ -230,8 +232,9 @@ fn claim(dir: &Path) -> Result<Option<std::fs::File>, WriteError> {
         }
         made => made.map_err(create_error)?,
     }
-    if let Some(parent) = dir.parent().filter(|p| !p.as_os_str().is_empty()) {
-        files::sync_dir(parent).map_err(create_error)?;
+    if let Some(parent) = dir.parent() {
+        let is_here = parent.as_os_str().is_empty();
+        files::sync_dir(if is_here { Path::new(".") } else { parent }).map_err(create_error)?;
     }
     match lock::exclusive(dir) {
         Ok(Some(lock)) => Ok(Some(lock)),
@@ -289,6 +292,7 @@ struct Log {
 }
 
 struct WriterState {
+    dir: PathBuf,
     options: WriterOptions,
     start_ns: i64,
     queue: Arc<Queue<Message>>,
@@ -346,6 +350,7 @@ impl WriterState {
         let sealer = Sealer::start(dir, manifest, options.on_disk_error, ending, failed)
             .map_err(WriteError::Thread)?;
         Ok(Self {
+            dir: dir.to_owned(),
             options,
             start_ns,
             queue: Arc::clone(&sink.queue),
@@ -554,11 +559,35 @@ impl WriterState {
         self.gauges.fail();
         match self.gauges.lost.load(Ordering::Relaxed) {
             0 => Err(error),
-            lost_events => Err(WriteError::Incomplete {
-                lost_events,
-                source: Box::new(error),
-            }),
+            lost_events => {
+                note_lost(&self.dir, lost_events);
+                Err(WriteError::Incomplete {
+                    lost_events,
+                    source: Box::new(error),
+                })
+            }
         }
+    }
+}
+
+/// Whoever waits for room in the queue must not wait for a thread that is gone.
+struct PanicGuard(Sink);
+
+impl Drop for PanicGuard {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.gauges.fail();
+            self.0.queue.close();
+        }
+    }
+}
+
+/// Lost rows count as dropped ones, so that no report calls the recording whole.
+/// On a disk that refuses even this, the message of the run is all there is.
+fn note_lost(dir: &Path, lost_events: u64) {
+    if let Ok(mut manifest) = Manifest::load(dir) {
+        manifest.dropped_events += lost_events;
+        manifest.store(dir).ok();
     }
 }
 

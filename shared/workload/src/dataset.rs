@@ -175,6 +175,12 @@ pub(crate) struct Gathered {
 /// When it cannot be read, holds nothing that may be sent, or needs a tokenizer
 /// or a feature that is not there.
 pub fn load(spec: &DatasetSpec) -> Result<Loaded, WorkloadError> {
+    // A file is read more than once: to know its format, its rows and its hash.
+    if let Some(path) = spec.source.path()
+        && path.metadata().is_ok_and(|found| !found.is_file())
+    {
+        return Err(WorkloadError::NoFile(path.to_owned()));
+    }
     let tokenizer = tokens::open(spec.tokenizer_path.as_deref())?;
     spec.lengths.check(tokenizer.as_ref())?;
     let gathered = gather(spec, tokenizer.as_ref())?;

@@ -51,6 +51,8 @@ pub enum WorkloadError {
         records: u64,
         left_out: String,
     },
+    #[error("{} is no regular file\nhint: a data set is read more than once; write it to a file first", .0.display())]
+    NoFile(PathBuf),
     #[error("--prompt is empty")]
     EmptyPrompt,
     #[error("the limits on prompt lengths leave nothing to send: {0}")]

@@ -61,10 +61,12 @@ enum Stop {
 impl From<io::Error> for Stop {
     fn from(error: io::Error) -> Self {
         // The only reader here that knows where it should end is gzip's.
-        if error.kind() == ErrorKind::UnexpectedEof {
-            Self::Broken("the gzip stream is cut off".to_owned())
-        } else {
-            Self::Io(error)
+        match error.kind() {
+            ErrorKind::UnexpectedEof => Self::Broken("the gzip stream is cut off".to_owned()),
+            ErrorKind::InvalidInput | ErrorKind::InvalidData => {
+                Self::Broken("the gzip stream is damaged".to_owned())
+            }
+            _ => Self::Io(error),
         }
     }
 }
@@ -148,7 +150,7 @@ impl<'a> Records<'a> {
         let is_between = |byte: u8| byte.is_ascii_whitespace() || byte == b',';
         let offset = match self.skip(is_between)? {
             Some(b'{') => self.offset,
-            Some(b']') => return Err(Stop::End),
+            Some(b']') => return Err(self.after_the_array()?),
             Some(byte) => {
                 let found = char::from(byte).escape_default();
                 let at = self.offset;
@@ -185,6 +187,18 @@ impl<'a> Records<'a> {
                 return Err(Stop::Broken(how));
             }
         }
+    }
+
+    /// What lies behind the closing bracket: nothing, in a whole file.
+    fn after_the_array(&mut self) -> Result<Stop, Stop> {
+        self.pass(1);
+        Ok(match self.skip(|byte| byte.is_ascii_whitespace())? {
+            None => Stop::End,
+            Some(_) => {
+                let at = self.offset;
+                Stop::Broken(format!("the file goes on at byte {at}, behind its ]"))
+            }
+        })
     }
 
     fn next_line(&mut self, text: &mut Vec<u8>) -> Result<u64, Stop> {
@@ -378,5 +392,11 @@ mod tests {
             panic!("{end:?}")
         };
         assert_eq!(how, "byte 5 begins no record: 7 where { should be");
+        let (found, end) = cut("[{}]\n[{}, {}]", 4);
+        assert_eq!(found, ["{}"]);
+        let Progress::Broken(how) = end else {
+            panic!("{end:?}")
+        };
+        assert_eq!(how, "the file goes on at byte 5, behind its ]");
     }
 }

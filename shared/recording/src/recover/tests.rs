@@ -111,7 +111,8 @@ fn count(logs: BTreeMap<u64, Scanned>) -> RecoveredCounts {
         FIRST_SEQ - 1
     )));
     let mut recovered = Recovered::default();
-    merge(&mut recovered, logs, &sealed).unwrap();
+    let listed = sealed[0].iter().cloned().collect();
+    merge(&mut recovered, logs, &sealed, &listed).unwrap();
     recovered.counts
 }
 
