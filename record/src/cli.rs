@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use tapedeck_recording::Durability;
 use tapedeck_run::args::{
-    BodyArgs, ConnectionArgs, Content, OutputArgs, TargetArgs, parse_api, parse_duration,
-    parse_pair,
+    BodyArgs, ConnectionArgs, Content, OutputArgs, TargetArgs, parse_api, parse_durability,
+    parse_duration, parse_pair,
 };
 use tapedeck_wire::openai::Api;
 
@@ -231,22 +232,31 @@ pub struct ProxyArgs {
     pub workers: Option<u16>,
     #[command(flatten)]
     pub what: WhatArgs,
+    #[command(flatten)]
+    pub store: StoreArgs,
+}
+
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Recording")]
+pub struct StoreArgs {
     /// Folder in which each start makes a recording.
-    #[arg(
-        long,
-        value_name = "ROOT",
-        default_value = "recordings",
-        help_heading = "Recording"
-    )]
+    #[arg(long, value_name = "ROOT", default_value = "recordings")]
     pub out: PathBuf,
     /// Name of the recording.
-    #[arg(long, default_value = "proxy", help_heading = "Recording")]
+    #[arg(long, default_value = "proxy")]
     pub name: String,
     /// Labels, to tell recordings apart in SQL.
-    #[arg(long = "label", value_name = "K=V", value_parser = parse_pair, num_args = 1.., help_heading = "Recording")]
+    #[arg(long = "label", value_name = "K=V", value_parser = parse_pair, num_args = 1..)]
     pub labels: Vec<(String, String)>,
+    /// What outlives a crash of what is not sealed yet, as for `record load`.
+    #[arg(long, value_name = "HOW", default_value = "interval", value_parser = parse_durability)]
+    pub durability: Durability,
+    /// Turn what was recorded into Parquet at least this often; large segments are
+    /// sealed earlier.
+    #[arg(long, value_name = "D", default_value = "5m", value_parser = parse_duration)]
+    pub seal_every: Duration,
     /// Print one JSON object with paths and counts on stdout at the end.
-    #[arg(long, help_heading = "Recording")]
+    #[arg(long)]
     pub json: bool,
 }
 

@@ -15,7 +15,9 @@ use tapedeck_clock::RunClock;
 use tapedeck_live::{Gauges, Stop, StopLevel, Target, Telemetry, TlsOptions};
 use tapedeck_proxy::{Admin, Metrics, Pattern, Proxy, Rules, Settings, Watched};
 use tapedeck_recording::manifest::Workload;
-use tapedeck_recording::{EventBatch, MarkRow, Privacy, SegmentLimits, Sink, Writer};
+use tapedeck_recording::{
+    DiskError, EventBatch, MarkRow, Privacy, SegmentLimits, Sink, Writer, WriterOptions,
+};
 use tapedeck_run::ending::Ending;
 use tapedeck_run::harness::raise_open_files_limit;
 use tapedeck_run::manifest::{Described, describe};
@@ -43,11 +45,19 @@ pub(crate) fn run(args: &ProxyArgs) -> Result<Ending> {
         .map(|addr| listen("--admin", addr, args.allow_remote))
         .transpose()?;
     let settings = settings(args, clock)?;
-    let dir = args.out.join(folder_name(&args.name));
+    let dir = args.store.out.join(folder_name(&args.store.name));
     let manifest = describe(clock, &described(args, &settings), &settings.privacy);
     let stop = Arc::new(Stop::default());
     signals::watch(Arc::clone(&stop))?;
-    let writer = Writer::create(&dir, manifest, SegmentLimits::default())?;
+    let options = WriterOptions {
+        limits: SegmentLimits {
+            age: args.store.seal_every,
+            ..SegmentLimits::default()
+        },
+        durability: args.store.durability,
+        on_disk_error: DiskError::DropAndRetry,
+    };
+    let writer = Writer::create(&dir, manifest, options)?;
     let serving = Serving {
         args,
         clock,
@@ -121,8 +131,7 @@ impl Serving<'_> {
             marks: vec![mark],
             ..EventBatch::default()
         };
-        // A writer that has stopped reports its own error at the end.
-        self.sink.push(batch).ok();
+        self.sink.offer(batch);
     }
 
     fn outcome(&self, path: PathBuf, metrics: &Metrics) -> Ending {
@@ -131,7 +140,7 @@ impl Serving<'_> {
         if dropped > 0 {
             eprintln!("warning: {dropped} events were dropped, traffic was not");
         }
-        if self.args.json {
+        if self.args.store.json {
             output::print_json(&[Outcome {
                 path,
                 requests: self.gauges.ended_requests(),
@@ -260,8 +269,8 @@ fn tls(args: &ProxyArgs) -> Result<Option<Arc<ServerConfig>>> {
 
 fn described(args: &ProxyArgs, settings: &Settings) -> Described {
     Described {
-        name: args.name.clone(),
-        labels: args.labels.iter().cloned().collect(),
+        name: args.store.name.clone(),
+        labels: args.store.labels.iter().cloned().collect(),
         target: mask_url(&args.upstream),
         settings: settings_json(args, settings),
         workload: Workload {
@@ -292,6 +301,8 @@ fn settings_json(args: &ProxyArgs, settings: &Settings) -> Value {
         "tls": settings.tls.is_some(),
         "connect_timeout_s": args.connect_timeout.as_secs_f64(),
         "drain_timeout_s": args.drain_timeout.as_secs_f64(),
+        "durability": args.store.durability.as_str(),
+        "seal_every_s": args.store.seal_every.as_secs_f64(),
         "insecure": args.insecure,
         "cacert": args.cacert,
     })

@@ -33,9 +33,10 @@ pub struct Watched {
 impl Watched {
     /// A proxy that no longer records still serves, unless it is strict.
     fn health(&self) -> (StatusCode, &'static str, String) {
-        let text = match self.sink.failed() {
-            true => "recording has failed\n",
-            false => "ok\n",
+        let text = match (self.sink.failed(), self.sink.disk_refuses()) {
+            (true, _) => "recording has failed\n",
+            (false, true) => "the disk refuses the recording\n",
+            (false, false) => "ok\n",
         };
         let status = match self.sink.failed() && self.strict {
             true => StatusCode::SERVICE_UNAVAILABLE,

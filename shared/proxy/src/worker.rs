@@ -108,7 +108,7 @@ impl Worker {
             host: spec.host.clone(),
             connector: connector.preserving_header_case(),
             pool: Pool::default(),
-            book: Book::new(settings.clock, spec.sink.clone(), Arc::clone(&spec.metrics)),
+            book: Book::new(spec.sink.clone(), Arc::clone(&spec.metrics)),
             metrics: Arc::clone(&spec.metrics),
             gauges: Arc::clone(&spec.gauges),
             label: spec.index.to_string().into(),

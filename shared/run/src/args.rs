@@ -186,7 +186,9 @@ pub fn parse_api(text: &str) -> Result<Api, String> {
     })
 }
 
-fn parse_durability(text: &str) -> Result<Durability, String> {
+/// # Errors
+/// For a word that is none of [`Durability`].
+pub fn parse_durability(text: &str) -> Result<Durability, String> {
     Durability::from_word(text).ok_or_else(|| "known: none, interval, batch".to_owned())
 }
 
