@@ -5,9 +5,10 @@ use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tapedeck_recording::{EventBatch, Sink};
+use tapedeck_recording::EventBatch;
 
 use crate::metrics::Metrics;
+use crate::recorder::Recorder;
 
 /// Rows and bytes after which a batch goes to the writer without waiting for the
 /// next tick: what a worker holds at most, and the one row that went over.
@@ -22,7 +23,7 @@ const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
 /// counted and dropped, and the writer marks it as soon as it takes rows again.
 #[derive(Debug)]
 pub(crate) struct Book {
-    sink: Sink,
+    recorder: Arc<Recorder>,
     metrics: Arc<Metrics>,
     batch: RefCell<EventBatch>,
     /// Bytes of the bodies in the batch; payloads count themselves.
@@ -32,9 +33,9 @@ pub(crate) struct Book {
 }
 
 impl Book {
-    pub(crate) fn new(sink: Sink, metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn new(recorder: Arc<Recorder>, metrics: Arc<Metrics>) -> Self {
         Self {
-            sink,
+            recorder,
             metrics,
             batch: RefCell::default(),
             body_bytes: Cell::new(0),
@@ -42,7 +43,11 @@ impl Book {
         }
     }
 
-    /// Adds rows, with bodies of `body_bytes`, to the batch.
+    pub(crate) fn recorder(&self) -> &Arc<Recorder> {
+        &self.recorder
+    }
+
+    /// Adds rows on the proxy's clock, with bodies of `body_bytes`, to the batch.
     pub(crate) fn record(&self, body_bytes: usize, add: impl FnOnce(&mut EventBatch)) {
         let mut batch = self.batch.borrow_mut();
         add(&mut batch);
@@ -66,20 +71,21 @@ impl Book {
 
     /// True while events are being lost.
     pub(crate) fn is_losing(&self) -> bool {
-        if self.losing.get() && self.sink.has_room() {
+        if self.losing.get() && self.recorder.sink.has_room() {
             self.losing.set(false);
         }
-        self.losing.get() || self.sink.failed()
+        self.losing.get() || self.recorder.sink.failed()
     }
 
     fn hand_over(&self, patience: Duration) {
         self.body_bytes.set(0);
-        let batch = self.batch.take();
+        let mut batch = self.batch.take();
         let events = batch.len() as u64;
         if events == 0 {
             return;
         }
-        let taken = self.sink.offer_within(batch, patience);
+        batch.shift(-self.recorder.start_ns);
+        let taken = self.recorder.sink.offer_within(batch, patience);
         self.losing.set(!taken);
         if !taken {
             self.metrics.dropped(events);

@@ -219,7 +219,8 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
         "" | "s" => number,
         "m" => number * 60.0,
         "h" => number * 3600.0,
-        other => return Err(format!("unit {other:?} is not ms, s, m or h")),
+        "d" => number * 86_400.0,
+        other => return Err(format!("unit {other:?} is not ms, s, m, h or d")),
     };
     match Duration::try_from_secs_f64(seconds) {
         Ok(duration) if !duration.is_zero() => Ok(duration),
