@@ -239,7 +239,7 @@ pub struct ProxyArgs {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Recording")]
 pub struct StoreArgs {
-    /// Folder in which each start makes a recording.
+    /// Folder in which each start and each rotation makes a recording.
     #[arg(long, value_name = "ROOT", default_value = "recordings")]
     pub out: PathBuf,
     /// Name of the recording.
