@@ -9,6 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tapedeck_recording::{Recording, Table};
 
+use crate::support::disk::SmallDisk;
 use crate::support::programs::{Ran, program, run};
 
 const SIM: &str = "sim:?ttft_ms=5&itl_ms=2&tokens=200";
@@ -175,28 +176,6 @@ fn a_flipped_byte_in_a_sealed_file_is_found() {
     }
 }
 
-/// A file system of its own with very little room; `None` where mounting is not
-/// permitted.
-struct SmallDisk(tempfile::TempDir);
-
-impl SmallDisk {
-    fn mount(size: &str) -> Option<Self> {
-        let dir = tempfile::tempdir().unwrap();
-        let mut mount = Command::new("mount");
-        mount
-            .args(["-t", "tmpfs", "-o", size, "none"])
-            .arg(dir.path());
-        let mounted = mount.stderr(Stdio::null()).status();
-        mounted.is_ok_and(|s| s.success()).then_some(Self(dir))
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        drop(Command::new("umount").arg(self.0.path()).status());
-    }
-}
-
 #[test]
 fn a_full_disk_ends_a_load_with_everything_readable() {
     let Some(disk) = SmallDisk::mount("size=1m") else {
@@ -204,7 +183,7 @@ fn a_full_disk_ends_a_load_with_everything_readable() {
         return;
     };
     for durability in ["interval", "batch"] {
-        let out = disk.0.path().join("r");
+        let out = disk.path().join("r");
         let flags =
             format!("--parallel 64 --duration 60s --seal-every 500ms --durability {durability}");
         let ran: Ran = load(&out, &flags).output().unwrap().into();

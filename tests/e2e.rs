@@ -20,6 +20,7 @@ mod metrics;
 mod oracle;
 mod proxy;
 mod proxy_faults;
+mod proxy_rotation;
 mod readme;
 mod record_load;
 mod replay_run;

@@ -309,7 +309,8 @@ fn trailers_reach_those_who_take_them() {
 fn a_websocket_is_carried_both_ways_and_counted() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let upstream = format!("http://{}", listener.local_addr().unwrap());
-    let server = std::thread::Builder::new().name("upstream".into()).spawn(move || {
+    let server = std::thread::Builder::new().name("websocket".into());
+    let server = server.spawn(move || {
         let (mut socket, _) = listener.accept().unwrap();
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
@@ -325,7 +326,8 @@ fn a_websocket_is_carried_both_ways_and_counted() {
         socket.read_exact(&mut echo).unwrap();
         socket.write_all(&echo).unwrap();
         String::from_utf8(head).unwrap()
-    }).unwrap();
+    });
+    let server = server.unwrap();
     let dir = tempfile::tempdir().unwrap();
     let proxy = ProxyProcess::start(&upstream, dir.path(), &[]);
     let mut stream = TcpStream::connect(proxy.addr).unwrap();

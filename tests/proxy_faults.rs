@@ -10,6 +10,7 @@ use rustls::pki_types::ServerName;
 use rustls::pki_types::pem::PemObject;
 use tapedeck_recording::Outcome;
 
+use crate::support::disk::SmallDisk;
 use crate::support::mock_llm::replies::{SSE_HEAD, Stream, chat_delta, http_chunk, json, sse};
 use crate::support::mock_llm::{Ended, MockLlm, Reply, Script, Step};
 use crate::support::programs::run_line;
@@ -229,9 +230,9 @@ fn the_first_signal_drains_and_the_second_does_not_wait() {
     }
 }
 
-/// More events than a segment holds, in one answer.
+/// An answer of many events: a few of them are more than waits in the queue.
 fn flood() -> Reply {
-    let events = ":\n\n".repeat(300_000);
+    let events = ":\n\n".repeat(20_000);
     let end = sse("[DONE]");
     let length = events.len() + end.len();
     let head = format!(
@@ -244,45 +245,135 @@ fn flood() -> Reply {
     .into()
 }
 
-#[test]
-fn traffic_flows_when_the_recording_cannot_be_written() {
-    let mock = MockLlm::start(Script::always(flood()));
-    for strict in [false, true] {
+/// A proxy whose recording meets a disk that refuses.
+struct Refusing {
+    _mock: MockLlm,
+    proxy: ProxyProcess,
+    recording: std::path::PathBuf,
+    /// What takes the room, or is in the way where nothing may be mounted.
+    obstacle: std::path::PathBuf,
+    _disk: Option<SmallDisk>,
+    _dir: tempfile::TempDir,
+}
+
+impl Refusing {
+    /// Records one answer, then lets the disk refuse until events are dropped.
+    fn start(further: &[&str]) -> Self {
+        let mock = MockLlm::start(Script::by_case(vec![
+            ("flood".to_owned(), flood()),
+            ("one".to_owned(), Stream::chat(3, 0, 0).reply()),
+        ]));
+        let disk = SmallDisk::mount("size=64m");
         let dir = tempfile::tempdir().unwrap();
-        let further: &[&str] = if strict { &["--strict"] } else { &[] };
-        let proxy = ProxyProcess::start(&mock.url(), dir.path(), further);
-        // A folder cannot be where a file is.
-        let path = ProxyProcess::recording(dir.path());
-        std::fs::remove_dir_all(&path).unwrap();
-        std::fs::write(&path, "").unwrap();
-        // Sooner or later the writer meets what is missing.
-        let failed = || proxy.metric("tapedeck_proxy_recording_failed ") == 1.0;
-        for _ in 0..20 {
-            if failed() {
+        let root = disk.as_ref().map_or(dir.path(), SmallDisk::path);
+        let further = [&["--seal-every", "300ms"], further].concat();
+        let proxy = ProxyProcess::start(&mock.url(), root, &further);
+        let recording = ProxyProcess::recording(root);
+        converse(proxy.addr, &chat("one", ""), LONG);
+        let obstacle = disk.as_ref().map_or_else(
+            || {
+                let path = recording.join("chunks");
+                std::fs::remove_dir_all(&path).ok();
+                std::fs::write(&path, "").unwrap();
+                path
+            },
+            SmallDisk::fill,
+        );
+        let refusing = Self {
+            _mock: mock,
+            proxy,
+            recording,
+            obstacle,
+            _disk: disk,
+            _dir: dir,
+        };
+        for _ in 0..30 {
+            let seen = converse(refusing.proxy.addr, &chat("flood", ""), LONG);
+            // A strict proxy may have noticed by itself.
+            let refused = further.contains(&"--strict") && seen.status.starts_with("503");
+            assert!(refused || seen.body.len() > 60_000, "{}", seen.status);
+            assert_eq!(seen.finish, Finish::Whole);
+            if refused || refusing.dropped() > 0.0 {
                 break;
             }
-            let seen = converse(proxy.addr, &chat("m", ""), LONG);
-            assert!(strict || seen.body.len() > 900_000, "{}", seen.status);
         }
-        proxy.await_metric("tapedeck_proxy_recording_failed ", 1.0);
-        let seen = converse(proxy.addr, &chat("m", ""), LONG);
-        let health = converse(
-            proxy.admin,
-            b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n",
-            LONG,
-        );
-        if strict {
-            assert_eq!(seen.status, "503 Service Unavailable");
-            assert_eq!(health.status, "503 Service Unavailable");
-            assert!(proxy.metric("tapedeck_proxy_refused_requests_total ") >= 1.0);
-        } else {
-            assert_eq!(seen.status, "200 OK");
-            assert_eq!(health.status, "200 OK");
-            assert!(proxy.metric("tapedeck_proxy_dropped_events_total ") >= 2.0);
-        }
-        let ran = proxy.stop().expect(2);
-        assert!(ran.stderr.contains("is not complete"), "{}", ran.stderr);
+        assert!(refusing.dropped() > 0.0);
+        assert_eq!(refusing.proxy.metric("tapedeck_proxy_disk_refuses "), 1.0);
+        refusing
     }
+
+    fn dropped(&self) -> f64 {
+        self.proxy.metric("tapedeck_proxy_dropped_events_total ")
+    }
+
+    /// Status of one answer, and what `/health` says.
+    fn ask(&self) -> [String; 2] {
+        let seen = converse(self.proxy.addr, &chat("one", ""), LONG);
+        let ask = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n";
+        let health = converse(self.proxy.admin, ask, LONG);
+        [seen.status, String::from_utf8(health.body).unwrap()]
+    }
+}
+
+const REFUSES: &str = "the disk refuses the recording\n";
+
+#[test]
+fn a_disk_that_was_full_gets_everything_but_what_is_counted() {
+    let refusing = Refusing::start(&[]);
+    assert_eq!(refusing.ask(), ["200 OK", REFUSES]);
+    std::fs::remove_file(&refusing.obstacle).unwrap();
+    let proxy = &refusing.proxy;
+    proxy.await_metric("tapedeck_proxy_disk_refuses ", 0.0);
+    proxy.await_metric("tapedeck_proxy_queued_batches ", 0.0);
+    let lost = refusing.dropped();
+    assert_eq!(refusing.ask(), ["200 OK", "ok\n"]);
+    let ran = refusing.proxy.stop().expect(0);
+    let warning = "events were dropped, traffic was not";
+    assert!(ran.stderr.contains(warning), "{}", ran.stderr);
+    let manifest = tapedeck_recording::Manifest::load(&refusing.recording).unwrap();
+    assert_eq!(manifest.state, tapedeck_recording::manifest::State::Sealed);
+    assert_eq!(manifest.dropped_events as f64, lost);
+    let rows = rows(&refusing.recording);
+    assert!(rows.marks.iter().any(|m| &*m.name == "dropped"));
+    for end in [rows.responses.first(), rows.responses.last()] {
+        let end = end.unwrap();
+        assert_eq!((end.outcome, end.status), (Outcome::Ok, Some(200)));
+        assert!(end.chunk_count < 10, "before and after the floods");
+    }
+}
+
+#[test]
+fn strict_refuses_while_the_disk_does_and_no_longer() {
+    let refusing = Refusing::start(&["--strict"]);
+    // One worker may not have met the full queue yet: each does sooner or later.
+    let mut asked = refusing.ask();
+    for _ in 0..20 {
+        if asked[0].starts_with("503") {
+            break;
+        }
+        converse(refusing.proxy.addr, &chat("flood", ""), LONG);
+        asked = refusing.ask();
+    }
+    assert_eq!(asked, ["503 Service Unavailable", REFUSES]);
+    assert!(
+        refusing
+            .proxy
+            .metric("tapedeck_proxy_refused_requests_total ")
+            >= 1.0
+    );
+    std::fs::remove_file(&refusing.obstacle).unwrap();
+    refusing
+        .proxy
+        .await_metric("tapedeck_proxy_queued_batches ", 0.0);
+    assert_eq!(refusing.ask()[0], "200 OK");
+    refusing.proxy.stop().expect(0);
+}
+
+#[test]
+fn a_disk_that_stays_full_does_not_hold_the_end() {
+    let refusing = Refusing::start(&[]);
+    let ran = refusing.proxy.stop().expect(2);
+    assert!(ran.stderr.contains("is not complete"), "{}", ran.stderr);
 }
 
 #[test]

@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use tapedeck_recording::Durability;
 use tapedeck_run::args::{
-    BodyArgs, ConnectionArgs, Content, OutputArgs, TargetArgs, parse_api, parse_duration,
-    parse_pair,
+    BodyArgs, ConnectionArgs, Content, OutputArgs, TargetArgs, parse_api, parse_durability,
+    parse_duration, parse_pair,
 };
 use tapedeck_wire::openai::Api;
 
@@ -231,23 +232,82 @@ pub struct ProxyArgs {
     pub workers: Option<u16>,
     #[command(flatten)]
     pub what: WhatArgs,
-    /// Folder in which each start makes a recording.
-    #[arg(
-        long,
-        value_name = "ROOT",
-        default_value = "recordings",
-        help_heading = "Recording"
-    )]
+    #[command(flatten)]
+    pub store: StoreArgs,
+}
+
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Recording")]
+pub struct StoreArgs {
+    /// Folder in which each start and each rotation makes a recording.
+    #[arg(long, value_name = "ROOT", default_value = "recordings")]
     pub out: PathBuf,
     /// Name of the recording.
-    #[arg(long, default_value = "proxy", help_heading = "Recording")]
+    #[arg(long, default_value = "proxy")]
     pub name: String,
     /// Labels, to tell recordings apart in SQL.
-    #[arg(long = "label", value_name = "K=V", value_parser = parse_pair, num_args = 1.., help_heading = "Recording")]
+    #[arg(long = "label", value_name = "K=V", value_parser = parse_pair, num_args = 1..)]
     pub labels: Vec<(String, String)>,
+    /// What outlives a crash of what is not sealed yet, as for `record load`.
+    #[arg(long, value_name = "HOW", default_value = "interval", value_parser = parse_durability)]
+    pub durability: Durability,
+    /// Turn what was recorded into Parquet at least this often; large segments are
+    /// sealed earlier.
+    #[arg(long, value_name = "D", default_value = "5m", value_parser = parse_duration)]
+    pub seal_every: Duration,
+    /// Begin a new recording when this one is so old (1h, 1d) or takes so much room
+    /// (1GiB); both may be given. SIGHUP does it too. Requests in flight end in the
+    /// recording they began in.
+    #[arg(long, value_name = "LIMIT", value_parser = parse_limit, num_args = 1..)]
+    pub rotate: Vec<Limit>,
+    /// Delete recordings of this --name below ROOT that were sealed so long ago
+    /// (7d), or the oldest while all of them take more room than this (100GiB);
+    /// both may be given. Only whole sealed ones in the folder they were made in.
+    #[arg(long, value_name = "LIMIT", value_parser = parse_limit, num_args = 1..)]
+    pub retain: Vec<Limit>,
     /// Print one JSON object with paths and counts on stdout at the end.
-    #[arg(long, help_heading = "Recording")]
+    #[arg(long)]
     pub json: bool,
+}
+
+/// A limit by age or by room on the disk.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Limit {
+    Age(Duration),
+    Bytes(u64),
+}
+
+/// Units of room, the longest names first: `B` ends them all.
+const BYTE_UNITS: [(&str, f64); 9] = [
+    ("KiB", 1024.0),
+    ("MiB", 1_048_576.0),
+    ("GiB", 1_073_741_824.0),
+    ("TiB", 1_099_511_627_776.0),
+    ("KB", 1e3),
+    ("MB", 1e6),
+    ("GB", 1e9),
+    ("TB", 1e12),
+    ("B", 1.0),
+];
+
+/// A duration, or a number of bytes with its unit.
+fn parse_limit(text: &str) -> Result<Limit, String> {
+    let unit = BYTE_UNITS
+        .iter()
+        .find_map(|(unit, bytes)| Some((text.strip_suffix(unit)?, bytes)));
+    let Some((number, bytes)) = unit else {
+        let named = text.ends_with(|c: char| c.is_ascii_alphabetic());
+        return match parse_duration(text) {
+            Ok(age) if named => Ok(Limit::Age(age)),
+            _ => Err("expected an age such as 1h or 7d, or a size such as 1GiB".to_owned()),
+        };
+    };
+    match number.parse::<f64>() {
+        Ok(number) if number.is_finite() && number * bytes >= 1.0 => {
+            Ok(Limit::Bytes((number * bytes) as u64))
+        }
+        _ => Err("expected a size such as 500MB or 1GiB".to_owned()),
+    }
 }
 
 #[derive(Debug, Clone, Args)]
@@ -351,6 +411,19 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn limits_are_ages_or_sizes() {
+        let hours = |n: u64| Limit::Age(Duration::from_secs(n * 3600));
+        assert_eq!(parse_limit("1h"), Ok(hours(1)));
+        assert_eq!(parse_limit("7d"), Ok(hours(7 * 24)));
+        assert_eq!(parse_limit("1.5KiB"), Ok(Limit::Bytes(1536)));
+        assert_eq!(parse_limit("2GB"), Ok(Limit::Bytes(2_000_000_000)));
+        assert_eq!(parse_limit("1B"), Ok(Limit::Bytes(1)));
+        for bad in ["", "1", "GiB", "-1GB", "0B", "0s", "nanB", "1 week"] {
+            assert!(parse_limit(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -7,6 +7,8 @@ pub mod config;
 pub mod load;
 mod proxy;
 mod repair;
+mod retention;
+mod rotation;
 mod simulate;
 
 use std::process::ExitCode;

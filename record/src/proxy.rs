@@ -1,7 +1,7 @@
 //! `record proxy`: clients' requests pass through to a server and are recorded.
 
 use std::net::{SocketAddr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,19 +12,19 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
 use tapedeck_clock::RunClock;
-use tapedeck_live::{Gauges, Stop, StopLevel, Target, Telemetry, TlsOptions};
+use tapedeck_live::{Gauges, Stop, StopLevel, Target, TlsOptions};
 use tapedeck_proxy::{Admin, Metrics, Pattern, Proxy, Rules, Settings, Watched};
 use tapedeck_recording::manifest::Workload;
-use tapedeck_recording::{EventBatch, MarkRow, Privacy, SegmentLimits, Sink, Writer};
 use tapedeck_run::ending::Ending;
 use tapedeck_run::harness::raise_open_files_limit;
-use tapedeck_run::manifest::{Described, describe};
-use tapedeck_run::output::{self, Outcome, folder_name};
+use tapedeck_run::manifest::Described;
+use tapedeck_run::output;
 use tapedeck_run::secrets::{mask_query, mask_url};
 use tapedeck_run::signals;
 use url::Url;
 
-use crate::cli::ProxyArgs;
+use crate::cli::{Limit, ProxyArgs};
+use crate::rotation::{Recordings, Rotation};
 
 /// How often the main thread looks for a stop request.
 const WATCH: Duration = Duration::from_millis(50);
@@ -32,7 +32,7 @@ const WATCH: Duration = Duration::from_millis(50);
 /// Carries out `record proxy`: serves until a signal, then seals.
 ///
 /// # Errors
-/// When an address, a URL or a certificate cannot be used, or when the recording
+/// When an address, a URL or a certificate cannot be used, or when a recording
 /// is not complete in the end.
 pub(crate) fn run(args: &ProxyArgs) -> Result<Ending> {
     raise_open_files_limit();
@@ -43,31 +43,27 @@ pub(crate) fn run(args: &ProxyArgs) -> Result<Ending> {
         .map(|addr| listen("--admin", addr, args.allow_remote))
         .transpose()?;
     let settings = settings(args, clock)?;
-    let dir = args.out.join(folder_name(&args.name));
-    let manifest = describe(clock, &described(args, &settings), &settings.privacy);
     let stop = Arc::new(Stop::default());
     signals::watch(Arc::clone(&stop))?;
-    let writer = Writer::create(&dir, manifest, SegmentLimits::default())?;
-    let serving = Serving {
-        args,
+    let gauges = Arc::default();
+    let mut rotation = Rotation::start(Recordings {
+        store: &args.store,
+        content: args.what.content,
+        described: described(args, &settings),
+        gauges: Arc::clone(&gauges),
         clock,
-        sink: writer.sink(),
-        stop,
-        gauges: Arc::default(),
-    };
-    let served = serving.serve(settings, &listener, admin);
+    })?;
+    let serving = Serving { args, stop, gauges };
+    let served = serving.serve(settings, &listener, admin, &mut rotation);
     drop(listener);
-    let sealed = writer.finish();
-    sealed.with_context(|| format!("the recording {} is not complete", dir.display()))?;
-    let outcome = serving.outcome(dir, &*served?);
+    let paths = rotation.finish()?;
+    let outcome = serving.outcome(&paths, &*served?);
     serving.stop.finish();
     Ok(outcome)
 }
 
 struct Serving<'a> {
     args: &'a ProxyArgs,
-    clock: RunClock,
-    sink: Sink,
     stop: Arc<Stop>,
     gauges: Arc<Gauges>,
 }
@@ -79,17 +75,16 @@ impl Serving<'_> {
         settings: Settings,
         listener: &TcpListener,
         admin: Option<TcpListener>,
+        rotation: &mut Rotation<'_>,
     ) -> Result<Arc<Metrics>> {
         let shown = mask_url(&self.args.upstream);
-        let telemetry = Telemetry::start(self.clock, Arc::clone(&self.gauges), self.sink.clone())
-            .context("cannot start the telemetry thread")?;
-        self.mark("phase_begin");
-        let proxy = Proxy::start(listener, settings, &self.sink, &self.stop, &self.gauges)?;
+        let current = rotation.current();
+        let proxy = Proxy::start(listener, settings, &current, &self.stop, &self.gauges)?;
         let metrics = proxy.metrics();
         if let Some(listener) = admin {
             let watched = Watched {
                 metrics: Arc::clone(&metrics),
-                sink: self.sink.clone(),
+                current,
                 strict: self.args.what.strict,
             };
             let admin = Admin::start(listener, watched).context("cannot start the admin thread")?;
@@ -103,41 +98,21 @@ impl Serving<'_> {
         eprintln!("proxy on {scheme}://{} for {shown}", proxy.addr());
         while self.stop.level() == StopLevel::Run {
             std::thread::sleep(WATCH);
+            rotation.look();
         }
-        let ended = proxy.wait();
-        telemetry.finish();
-        self.mark("phase_end");
-        ended?;
+        proxy.wait()?;
         Ok(metrics)
     }
 
-    fn mark(&self, name: &str) {
-        let mark = MarkRow {
-            t_ns: self.clock.now_ns(),
-            name: name.into(),
-            detail: r#"{"phase":"measure"}"#.into(),
-        };
-        let batch = EventBatch {
-            marks: vec![mark],
-            ..EventBatch::default()
-        };
-        // A writer that has stopped reports its own error at the end.
-        self.sink.push(batch).ok();
-    }
-
-    fn outcome(&self, path: PathBuf, metrics: &Metrics) -> Ending {
-        eprintln!("recorded {}", path.display());
+    fn outcome(&self, paths: &[PathBuf], metrics: &Metrics) -> Ending {
         let dropped = metrics.dropped_events();
         if dropped > 0 {
             eprintln!("warning: {dropped} events were dropped, traffic was not");
         }
-        if self.args.json {
-            output::print_json(&[Outcome {
-                path,
-                requests: self.gauges.ended_requests(),
-                failed: metrics.failed_requests(),
-                failures: Vec::new(),
-            }]);
+        if self.args.store.json {
+            let paths: Vec<&Path> = paths.iter().map(PathBuf::as_path).collect();
+            let requests = self.gauges.ended_requests();
+            output::print_counts(&paths, requests, metrics.failed_requests());
         }
         Ending::Fine
     }
@@ -160,7 +135,6 @@ fn settings(args: &ProxyArgs, clock: RunClock) -> Result<Settings> {
         cacert: args.cacert.clone(),
         insecure: args.insecure,
     };
-    let content = args.what.content.into();
     Ok(Settings {
         clock,
         target: Target::resolve(&url, &options)?,
@@ -168,7 +142,6 @@ fn settings(args: &ProxyArgs, clock: RunClock) -> Result<Settings> {
         tls: tls(args)?,
         workers: workers(args),
         rules: rules(args)?,
-        privacy: Privacy::new(content).context("cannot read a key for --content")?,
         mask_query,
         strict: args.what.strict,
         connect_timeout: args.connect_timeout,
@@ -260,8 +233,8 @@ fn tls(args: &ProxyArgs) -> Result<Option<Arc<ServerConfig>>> {
 
 fn described(args: &ProxyArgs, settings: &Settings) -> Described {
     Described {
-        name: args.name.clone(),
-        labels: args.labels.iter().cloned().collect(),
+        name: args.store.name.clone(),
+        labels: args.store.labels.iter().cloned().collect(),
         target: mask_url(&args.upstream),
         settings: settings_json(args, settings),
         workload: Workload {
@@ -292,7 +265,19 @@ fn settings_json(args: &ProxyArgs, settings: &Settings) -> Value {
         "tls": settings.tls.is_some(),
         "connect_timeout_s": args.connect_timeout.as_secs_f64(),
         "drain_timeout_s": args.drain_timeout.as_secs_f64(),
+        "durability": args.store.durability.as_str(),
+        "seal_every_s": args.store.seal_every.as_secs_f64(),
+        "rotate": limits_json(&args.store.rotate),
+        "retain": limits_json(&args.store.retain),
         "insecure": args.insecure,
         "cacert": args.cacert,
     })
+}
+
+fn limits_json(limits: &[Limit]) -> Value {
+    let one = |limit: &Limit| match limit {
+        Limit::Age(age) => json!({"age_s": age.as_secs_f64()}),
+        Limit::Bytes(bytes) => json!({"bytes": bytes}),
+    };
+    limits.iter().map(one).collect()
 }

@@ -115,12 +115,10 @@ impl Sampler {
 
     fn anchor(&self) -> MarkRow {
         let anchor = Anchor::read();
-        self.sink
-            .anchor(ClockAnchor {
-                monotonic_ns: anchor.monotonic_ns,
-                realtime_ns: anchor.realtime_ns,
-            })
-            .ok();
+        self.sink.anchor(ClockAnchor {
+            monotonic_ns: anchor.monotonic_ns,
+            realtime_ns: anchor.realtime_ns,
+        });
         let detail = format!(
             r#"{{"monotonic_ns":{},"realtime_ns":{},"uncertainty_ns":{}}}"#,
             anchor.monotonic_ns, anchor.realtime_ns, anchor.uncertainty_ns

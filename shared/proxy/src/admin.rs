@@ -13,10 +13,10 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tapedeck_recording::Sink;
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::metrics::Metrics;
+use crate::recorder::Current;
 
 /// A caller of the admin address has this long to ask.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -25,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Watched {
     pub metrics: Arc<Metrics>,
-    pub sink: Sink,
+    pub current: Arc<Current>,
     /// Traffic is refused where recording fails.
     pub strict: bool,
 }
@@ -33,11 +33,13 @@ pub struct Watched {
 impl Watched {
     /// A proxy that no longer records still serves, unless it is strict.
     fn health(&self) -> (StatusCode, &'static str, String) {
-        let text = match self.sink.failed() {
-            true => "recording has failed\n",
-            false => "ok\n",
+        let sink = &self.current.get().sink;
+        let text = match (sink.failed(), sink.disk_refuses()) {
+            (true, _) => "recording has failed\n",
+            (false, true) => "the disk refuses the recording\n",
+            (false, false) => "ok\n",
         };
-        let status = match self.sink.failed() && self.strict {
+        let status = match sink.failed() && self.strict {
             true => StatusCode::SERVICE_UNAVAILABLE,
             false => StatusCode::OK,
         };
@@ -110,7 +112,8 @@ fn page(request: &Request<Incoming>, watched: &Watched) -> Response<Full<Bytes>>
         "/health" => watched.health(),
         "/metrics" => {
             let kind = "text/plain; version=0.0.4; charset=utf-8";
-            (StatusCode::OK, kind, watched.metrics.text(&watched.sink))
+            let text = watched.metrics.text(&watched.current.get().sink);
+            (StatusCode::OK, kind, text)
         }
         _ => {
             let text = "there are /health and /metrics\n".to_owned();

@@ -19,6 +19,7 @@ use tapedeck_wire::decode::Decoder;
 use tapedeck_wire::openai::{Api, request_facts};
 use tapedeck_wire::response::{Chunk, End, MAX_BODY_BYTES, ResponseReader, ResponseSpec};
 
+use crate::book::Book;
 use crate::exchange::Ended;
 use crate::upload::Upload;
 use crate::worker::Worker;
@@ -39,6 +40,8 @@ struct Tag {
 
 pub(crate) struct Journal {
     worker: Rc<Worker>,
+    /// Of the recording that the request began in.
+    book: Rc<Book>,
     upload: Rc<Upload>,
     api: Api,
     privacy: Privacy,
@@ -60,6 +63,8 @@ impl Journal {
         t_dispatched_ns: i64,
     ) -> Box<Self> {
         worker.gauges.started();
+        let book = worker.book();
+        let privacy = book.recorder().privacy.at_least(content);
         let query = head.uri.query();
         let row = RequestRow {
             request_id: 0,
@@ -97,9 +102,10 @@ impl Journal {
         };
         Box::new(Self {
             worker: Rc::clone(worker),
+            book,
             upload: Rc::clone(upload),
             api,
-            privacy: worker.settings.privacy.at_least(content),
+            privacy,
             headers: head.headers.clone(),
             row,
             opened: None,
@@ -143,7 +149,7 @@ impl Journal {
         }
         let facts = request_facts(&body);
         let row = &mut self.row;
-        row.request_id = self.worker.next_request_id();
+        row.request_id = self.book.recorder().next_request_id();
         row.session_id = session.map(Into::into);
         row.model = facts.model.map(Into::into);
         row.stream = facts.stream;
@@ -246,8 +252,7 @@ impl Journal {
         row.t_client_end_ns = t_client_end_ns;
         self.privacy.response(&mut row);
         let body_bytes = row.body.as_ref().map_or(0, Bytes::len);
-        self.worker
-            .book
+        self.book
             .record(body_bytes, |batch| batch.responses.push(row));
     }
 
@@ -259,8 +264,7 @@ impl Journal {
         let mut row = self.row.clone();
         self.privacy.request(&mut row);
         let body_bytes = row.body.as_ref().map_or(0, Bytes::len);
-        self.worker
-            .book
+        self.book
             .record(body_bytes, |batch| batch.requests.push(row));
     }
 
@@ -287,9 +291,7 @@ impl Journal {
         let data = self.privacy.chunk(&mut row).then_some(chunk.data);
         self.worker.metrics.chunk();
         self.worker.gauges.chunk();
-        self.worker
-            .book
-            .record(0, |batch| batch.chunks.push(row, data));
+        self.book.record(0, |batch| batch.chunks.push(row, data));
     }
 
     fn mark_truncated(&self, what: &str, bytes: i64) {
@@ -302,7 +304,7 @@ impl Journal {
             name: "truncated_event".into(),
             detail: detail.into(),
         };
-        self.worker.book.record(0, |batch| batch.marks.push(mark));
+        self.book.record(0, |batch| batch.marks.push(mark));
     }
 }
 

@@ -25,6 +25,7 @@ mod handle;
 mod headers;
 mod journal;
 mod metrics;
+mod recorder;
 mod rules;
 mod server;
 mod tunnel;
@@ -33,5 +34,6 @@ mod worker;
 
 pub use admin::{Admin, Watched};
 pub use metrics::Metrics;
+pub use recorder::{Current, Recorder};
 pub use rules::{Pattern, Rules};
 pub use server::{Proxy, ProxyError, Settings};

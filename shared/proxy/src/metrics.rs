@@ -186,7 +186,7 @@ impl Metrics {
         text
     }
 
-    fn scalars(&self, sink: &Sink) -> [(&'static str, &'static str, &'static str, u64); 9] {
+    fn scalars(&self, sink: &Sink) -> [(&'static str, &'static str, &'static str, u64); 10] {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         [
             (
@@ -236,6 +236,12 @@ impl Metrics {
                 "gauge",
                 "Batches waiting for the recording's writer.",
                 sink.queued_batches() as u64,
+            ),
+            (
+                "disk_refuses",
+                "gauge",
+                "1 while the disk refuses the recording and rows wait in memory.",
+                u64::from(sink.disk_refuses()),
             ),
             (
                 "recording_failed",

@@ -10,9 +10,9 @@ use rustls::ServerConfig;
 use tapedeck_clock::RunClock;
 use tapedeck_live::tap::KernelStamping;
 use tapedeck_live::{Gauges, Stop, Target};
-use tapedeck_recording::{Privacy, Sink};
 
 use crate::metrics::Metrics;
+use crate::recorder::Current;
 use crate::rules::Rules;
 use crate::worker::{Numbers, WorkerSpec, run_worker};
 
@@ -29,7 +29,6 @@ pub struct Settings {
     /// Worker threads, at least 1.
     pub workers: usize,
     pub rules: Rules,
-    pub privacy: Privacy,
     /// Removes secrets from a query before it is recorded.
     pub mask_query: fn(&str) -> String,
     /// Refuse requests while events are being lost.
@@ -75,14 +74,15 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Serves clients of `listener` until `stop` is raised, recording into `sink`.
+    /// Serves clients of `listener` until `stop` is raised, recording into what is
+    /// `current`.
     ///
     /// # Errors
     /// When the listener cannot be shared or threads cannot be started.
     pub fn start(
         listener: &TcpListener,
         settings: Settings,
-        sink: &Sink,
+        current: &Arc<Current>,
         stop: &Arc<Stop>,
         gauges: &Arc<Gauges>,
     ) -> Result<Self, ProxyError> {
@@ -105,7 +105,7 @@ impl Proxy {
                 gauges: Arc::clone(gauges),
                 numbers: Arc::clone(&numbers),
                 stop: Arc::clone(stop),
-                sink: sink.clone(),
+                current: Arc::clone(current),
             };
             threads.push(spawn(spec)?);
         }

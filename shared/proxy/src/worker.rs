@@ -8,7 +8,7 @@ use std::net::TcpListener as StdListener;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use http::HeaderValue;
@@ -19,7 +19,6 @@ use tapedeck_clock::RunClock;
 use tapedeck_live::connect::{Connector, Pool};
 use tapedeck_live::tap::{Stream, Tap, TapContext, TapState};
 use tapedeck_live::{Gauges, Stop, StopLevel};
-use tapedeck_recording::Sink;
 use tapedeck_wire::response::End;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -31,6 +30,7 @@ use crate::client::{Client, ClientIo};
 use crate::exchange::Ended;
 use crate::handle::handle;
 use crate::metrics::Metrics;
+use crate::recorder::Current;
 use crate::server::Settings;
 use crate::tunnel;
 use crate::upload::UploadBody;
@@ -55,7 +55,6 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(10);
 /// Numbers that all workers share.
 #[derive(Debug, Default)]
 pub(crate) struct Numbers {
-    next_request_id: AtomicI64,
     next_draw: AtomicU64,
 }
 
@@ -69,7 +68,7 @@ pub(crate) struct WorkerSpec {
     pub(crate) gauges: Arc<Gauges>,
     pub(crate) numbers: Arc<Numbers>,
     pub(crate) stop: Arc<Stop>,
-    pub(crate) sink: Sink,
+    pub(crate) current: Arc<Current>,
 }
 
 /// What all exchanges of one thread share.
@@ -79,7 +78,9 @@ pub(crate) struct Worker {
     pub(crate) host: HeaderValue,
     pub(crate) connector: Connector,
     pub(crate) pool: Pool<UploadBody>,
-    pub(crate) book: Book,
+    current: Arc<Current>,
+    /// Of recordings that requests in flight began in; the last is that of new ones.
+    books: RefCell<Vec<Rc<Book>>>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) gauges: Arc<Gauges>,
     /// Its number, for the `worker` column.
@@ -108,7 +109,8 @@ impl Worker {
             host: spec.host.clone(),
             connector: connector.preserving_header_case(),
             pool: Pool::default(),
-            book: Book::new(settings.clock, spec.sink.clone(), Arc::clone(&spec.metrics)),
+            current: Arc::clone(&spec.current),
+            books: RefCell::default(),
             metrics: Arc::clone(&spec.metrics),
             gauges: Arc::clone(&spec.gauges),
             label: spec.index.to_string().into(),
@@ -119,8 +121,31 @@ impl Worker {
         })
     }
 
-    pub(crate) fn next_request_id(&self) -> i64 {
-        self.numbers.next_request_id.fetch_add(1, Ordering::Relaxed)
+    /// The book of requests that begin now.
+    pub(crate) fn book(&self) -> Rc<Book> {
+        let mut books = self.books.borrow_mut();
+        if books.is_empty() {
+            books.push(self.new_book());
+        }
+        Rc::clone(&books[books.len() - 1])
+    }
+
+    fn new_book(&self) -> Rc<Book> {
+        let book = Book::new(self.current.get(), Arc::clone(&self.metrics));
+        Rc::new(book)
+    }
+
+    /// Hands over what is in the books, follows a change of the recording and lets
+    /// go of those that no request writes to any more.
+    fn turn_books(&self) {
+        let mut books = self.books.borrow_mut();
+        let current = self.current.get();
+        let is_current = |book: &Rc<Book>| Arc::ptr_eq(book.recorder(), &current);
+        if !books.last().is_some_and(is_current) {
+            books.push(self.new_book());
+        }
+        books.iter().for_each(|book| book.flush());
+        books.retain(|book| is_current(book) || Rc::strong_count(book) > 1);
     }
 
     /// What stands for the session of a request that has none.
@@ -130,7 +155,7 @@ impl Worker {
 
     /// Whether requests that are to be recorded are to be refused.
     pub(crate) fn refuses(&self) -> bool {
-        self.settings.strict && self.book.is_losing()
+        self.settings.strict && self.book().is_losing()
     }
 
     /// An end that is now and comes with no read.
@@ -164,7 +189,7 @@ pub(crate) fn run_worker(spec: WorkerSpec) -> io::Result<()> {
     // What is still there is given up, and recorded as such.
     worker.stopping.set(true);
     drop(local);
-    worker.book.close();
+    worker.books.take().iter().for_each(|book| book.close());
     match worker.defect.take() {
         Some(defect) => Err(io::Error::other(defect)),
         None => result,
@@ -174,7 +199,7 @@ pub(crate) fn run_worker(spec: WorkerSpec) -> io::Result<()> {
 async fn tick(worker: Rc<Worker>, stop: Arc<Stop>, level: watch::Sender<StopLevel>) {
     loop {
         tokio::time::sleep(TICK).await;
-        worker.book.flush();
+        worker.turn_books();
         worker.pool.evict(worker.clock.now_ns() - UPSTREAM_IDLE_NS);
         level.send_if_modified(|known| {
             let now = stop.level();

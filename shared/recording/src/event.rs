@@ -210,6 +210,40 @@ impl EventBatch {
             + self.samples.len() * size_of::<SampleRow>()
     }
 
+    /// Adds `by_ns` to every instant, for rows whose t = 0 lay elsewhere.
+    pub fn shift(&mut self, by_ns: i64) {
+        if by_ns == 0 {
+            return;
+        }
+        for row in &mut self.requests {
+            let instants = [
+                &mut row.t_scheduled_ns,
+                &mut row.t_dispatched_ns,
+                &mut row.t_received_ns,
+                &mut row.t_connect_ns,
+                &mut row.t_connected_ns,
+                &mut row.t_tls_ns,
+                &mut row.t_sent_ns,
+            ];
+            instants.into_iter().flatten().for_each(|t| *t += by_ns);
+        }
+        for row in &mut self.chunks.rows {
+            row.t_ns += by_ns;
+            row.t_seen_ns += by_ns;
+            row.t_forwarded_ns.iter_mut().for_each(|t| *t += by_ns);
+        }
+        for row in &mut self.responses {
+            let instants = [
+                &mut row.t_headers_ns,
+                &mut row.t_end_ns,
+                &mut row.t_client_end_ns,
+            ];
+            instants.into_iter().flatten().for_each(|t| *t += by_ns);
+        }
+        self.samples.iter_mut().for_each(|s| s.t_ns += by_ns);
+        self.marks.iter_mut().for_each(|m| m.t_ns += by_ns);
+    }
+
     /// Moves all rows of `other` behind those of `self`.
     pub fn append(&mut self, other: &mut Self) {
         self.requests.append(&mut other.requests);

@@ -94,6 +94,21 @@ impl<T> Queue<T> {
         Ok(())
     }
 
+    /// Waits for room, up to `patience`.
+    pub(crate) fn push_within(
+        &self,
+        item: T,
+        bytes: usize,
+        patience: Duration,
+    ) -> Result<(), Refused<T>> {
+        let inner = self.lock();
+        let waited = self
+            .emptied
+            .wait_timeout_while(inner, patience, |i| !i.closed && !i.has_room(bytes));
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
+        self.try_push(item, bytes)
+    }
+
     pub(crate) fn try_push(&self, item: T, bytes: usize) -> Result<(), Refused<T>> {
         let mut inner = self.lock();
         if inner.closed {
@@ -133,6 +148,12 @@ impl<T> Queue<T> {
         self.lock().closed = true;
         self.filled.notify_all();
         self.emptied.notify_all();
+    }
+
+    /// Whether an item of `bytes` would be taken now.
+    pub(crate) fn has_room(&self, bytes: usize) -> bool {
+        let inner = self.lock();
+        !inner.closed && inner.has_room(bytes)
     }
 
     pub(crate) fn len(&self) -> usize {

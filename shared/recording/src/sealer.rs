@@ -13,6 +13,7 @@ use std::time::Duration;
 use crate::manifest::{MANIFEST_FILE, Manifest, SegmentFile, State};
 use crate::recover::Notes;
 use crate::segment::{Cut, Rows, Tables, seal};
+use crate::sink::Gauges;
 use crate::writer::{DiskError, WriteError};
 
 /// A segment that takes no more rows.
@@ -52,6 +53,7 @@ impl Sealer {
         manifest: Manifest,
         on_disk_error: DiskError,
         ending: Arc<AtomicBool>,
+        gauges: Arc<Gauges>,
         failed: impl Fn(u64) + Send + 'static,
     ) -> std::io::Result<Self> {
         // No room: a segment is handed over only to a sealer that waits for it.
@@ -61,6 +63,7 @@ impl Sealer {
             manifest,
             on_disk_error,
             ending,
+            gauges,
         };
         let thread = std::thread::Builder::new()
             .name("tapedeck-sealer".into())
@@ -87,6 +90,7 @@ struct Work {
     manifest: Manifest,
     on_disk_error: DiskError,
     ending: Arc<AtomicBool>,
+    gauges: Arc<Gauges>,
 }
 
 impl Work {
@@ -140,7 +144,10 @@ impl Work {
     ) -> Result<(), WriteError> {
         loop {
             let is_last = self.ending.load(Ordering::Relaxed);
-            match step(self) {
+            let done = step(self);
+            let refused = &self.gauges.seal_refused;
+            refused.store(done.is_err(), Ordering::Relaxed);
+            match done {
                 Err(error)
                     if error.is_of_disk()
                         && self.on_disk_error == DiskError::DropAndRetry

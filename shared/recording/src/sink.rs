@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::time::Duration;
 
 use tapedeck_clock::monotonic_ns;
 
@@ -14,6 +15,8 @@ use crate::queue::{Queue, Refused};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the recording's writer has stopped")]
 pub struct Stopped;
+
+const ANCHOR_PATIENCE: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 pub(crate) enum Message {
@@ -34,6 +37,9 @@ impl Message {
 #[derive(Debug, Default)]
 pub(crate) struct Gauges {
     pub(crate) failed: AtomicBool,
+    /// The disk refused the last append to the log, or the last try to seal.
+    pub(crate) log_refused: AtomicBool,
+    pub(crate) seal_refused: AtomicBool,
     /// Events that nobody could be given, after the disk refused.
     pub(crate) lost: AtomicU64,
     /// Events that [`Sink::offer`] dropped and no mark speaks of yet, and the
@@ -123,26 +129,47 @@ impl Sink {
     /// `dropped` with the number of events and the instants follows as soon as
     /// rows are taken again. Returns whether the batch was taken.
     pub fn offer(&self, batch: EventBatch) -> bool {
-        let refused = self.try_push(batch).err();
-        if let Some(batch) = &refused {
-            self.gauges.drop_events(batch.len() as u64);
-        }
-        refused.is_none()
+        self.offer_within(batch, Duration::ZERO)
     }
 
-    /// Adds a clock anchor to the manifest.
-    ///
-    /// # Errors
-    /// When the writer has stopped.
-    pub fn anchor(&self, anchor: ClockAnchor) -> Result<(), Stopped> {
+    /// As [`Self::offer`], waiting up to `patience` for room.
+    pub fn offer_within(&self, batch: EventBatch, patience: Duration) -> bool {
+        if batch.is_empty() {
+            return true;
+        }
+        let (events, bytes) = (batch.len() as u64, batch.size_bytes());
+        let message = Message::Events(batch);
+        let taken = self.queue.push_within(message, bytes, patience).is_ok();
+        if !taken {
+            self.gauges.drop_events(events);
+        }
+        taken
+    }
+
+    /// Adds a clock anchor to the manifest. One that finds no room for a second is
+    /// left out: whoever waits here must not wait for a disk.
+    pub fn anchor(&self, anchor: ClockAnchor) {
         let message = Message::Anchor(anchor);
-        self.queue.push(message, 0).map_err(|_| Stopped)
+        self.queue.push_within(message, 0, ANCHOR_PATIENCE).ok();
     }
 
     /// Batches waiting for the writer.
     #[must_use]
     pub fn queued_batches(&self) -> usize {
         self.queue.len()
+    }
+
+    /// Whether a small batch would be taken now.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.queue.has_room(0)
+    }
+
+    /// True while the disk refuses what it is given: rows wait in memory.
+    #[must_use]
+    pub fn disk_refuses(&self) -> bool {
+        let refused = [&self.gauges.log_refused, &self.gauges.seal_refused];
+        refused.iter().any(|r| r.load(Ordering::Relaxed))
     }
 
     /// True once the writer met an error: nothing more is recorded.

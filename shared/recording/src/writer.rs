@@ -347,7 +347,9 @@ impl WriterState {
                 sink.queue.close();
             }
         };
-        let sealer = Sealer::start(dir, manifest, options.on_disk_error, ending, failed)
+        let gauges = Arc::clone(&sink.gauges);
+        let on_disk_error = options.on_disk_error;
+        let sealer = Sealer::start(dir, manifest, on_disk_error, ending, gauges, failed)
             .map_err(WriteError::Thread)?;
         Ok(Self {
             dir: dir.to_owned(),
@@ -481,6 +483,9 @@ impl WriterState {
             }
             Err(error) => Err(error),
         };
+        self.gauges
+            .log_refused
+            .store(synced.is_err(), Ordering::Relaxed);
         match synced {
             Ok(()) => {
                 // The log has a hole where the disk refused: sealing closes it.

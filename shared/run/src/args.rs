@@ -186,7 +186,9 @@ pub fn parse_api(text: &str) -> Result<Api, String> {
     })
 }
 
-fn parse_durability(text: &str) -> Result<Durability, String> {
+/// # Errors
+/// For a word that is none of [`Durability`].
+pub fn parse_durability(text: &str) -> Result<Durability, String> {
     Durability::from_word(text).ok_or_else(|| "known: none, interval, batch".to_owned())
 }
 
@@ -217,7 +219,8 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
         "" | "s" => number,
         "m" => number * 60.0,
         "h" => number * 3600.0,
-        other => return Err(format!("unit {other:?} is not ms, s, m or h")),
+        "d" => number * 86_400.0,
+        other => return Err(format!("unit {other:?} is not ms, s, m, h or d")),
     };
     match Duration::try_from_secs_f64(seconds) {
         Ok(duration) if !duration.is_zero() => Ok(duration),

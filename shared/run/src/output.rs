@@ -1,7 +1,7 @@
 //! Where recordings go, and what is printed when they are done.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Result, bail};
@@ -55,12 +55,36 @@ fn default_out(name: &str) -> PathBuf {
 /// `<utc>-<name>`, with nothing in it that a file name cannot bear.
 #[must_use]
 pub fn folder_name(name: &str) -> String {
+    format!("{}-{}", utc_now(), safe_name(name))
+}
+
+/// Whether [`folder_name`] makes `folder` of `name` at some instant, a number
+/// `.N` behind it or not.
+#[must_use]
+pub fn is_folder_name(folder: &str, name: &str) -> bool {
+    let Some((utc, rest)) = folder.split_once('-') else {
+        return false;
+    };
+    let number = rest.strip_prefix(&safe_name(name));
+    let numbered = |n: &str| {
+        let digits = n.strip_prefix('.').unwrap_or_default();
+        !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit())
+    };
+    let pattern = |(at, b): (usize, u8)| match at {
+        8 => b == b'T',
+        15 => b == b'Z',
+        _ => b.is_ascii_digit(),
+    };
+    utc.len() == 16
+        && utc.bytes().enumerate().all(pattern)
+        && number.is_some_and(|n| n.is_empty() || numbered(n))
+}
+
+fn safe_name(name: &str) -> String {
     let safe = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    let name: String = name
-        .chars()
+    name.chars()
         .map(|c| if safe(c) { c } else { '-' })
-        .collect();
-    format!("{}-{name}", utc_now())
+        .collect()
 }
 
 /// One failure on one line: what the server or the network said.
@@ -101,9 +125,15 @@ fn print_report(_paths: &[PathBuf], _output: &OutputArgs) -> Result<()> {
 
 /// Prints paths and counts as one JSON object on stdout.
 pub fn print_json(done: &[Outcome]) {
-    let paths: Vec<String> = done.iter().map(|o| o.path.display().to_string()).collect();
-    let requests: u64 = done.iter().map(|o| o.requests).sum();
-    let failed: u64 = done.iter().map(|o| o.failed).sum();
+    let paths: Vec<&Path> = done.iter().map(|o| o.path.as_path()).collect();
+    let requests = done.iter().map(|o| o.requests).sum();
+    let failed = done.iter().map(|o| o.failed).sum();
+    print_counts(&paths, requests, failed);
+}
+
+/// As [`print_json`], with counts over all recordings.
+pub fn print_counts(paths: &[&Path], requests: u64, failed: u64) {
+    let paths: Vec<String> = paths.iter().map(|p| p.display().to_string()).collect();
     let summary = json!({
         "recordings": paths,
         "requests": requests,
@@ -135,4 +165,26 @@ fn verdict(done: &[Outcome]) -> Ending {
         }
     }
     ending
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_tells_whose_it_is() {
+        let folder = folder_name("my proxy");
+        assert!(is_folder_name(&folder, "my proxy"));
+        assert!(is_folder_name(&format!("{folder}.12"), "my proxy"));
+        for (folder, name) in [
+            (folder.as_str(), "my"),
+            (&format!("{folder}.x"), "my proxy"),
+            (&format!("{folder}-kept"), "my proxy"),
+            (&format!("kept-{folder}"), "my proxy"),
+            ("my-proxy", "my proxy"),
+            ("", ""),
+        ] {
+            assert!(!is_folder_name(folder, name), "{folder} {name}");
+        }
+    }
 }

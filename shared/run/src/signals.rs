@@ -1,7 +1,8 @@
 //! Ctrl-C and SIGTERM: the first stops sending, the second stops at once. Both
-//! still seal the recording.
+//! still seal the recording. SIGHUP asks a proxy for a new recording.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
 use tapedeck_live::{Stop, StopLevel};
@@ -24,6 +25,33 @@ pub fn watch(stop: Arc<Stop>) -> Result<()> {
         .spawn(move || runtime.block_on(raise(&stop)))
         .context("cannot watch signals")?;
     Ok(())
+}
+
+/// A flag that is set at each SIGHUP, from a thread of its own.
+///
+/// # Errors
+/// When the thread or the handler cannot be set up.
+pub fn watch_hangups() -> Result<Arc<AtomicBool>> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .build()
+        .context("cannot watch SIGHUP")?;
+    let flag = Arc::new(AtomicBool::new(false));
+    let raised = Arc::clone(&flag);
+    let mut hangups = {
+        let _entered = runtime.enter();
+        signal(SignalKind::hangup()).context("cannot watch SIGHUP")?
+    };
+    let note = async move {
+        while hangups.recv().await.is_some() {
+            raised.store(true, Ordering::Relaxed);
+        }
+    };
+    std::thread::Builder::new()
+        .name("tapedeck-hangups".into())
+        .spawn(move || runtime.block_on(note))
+        .context("cannot watch SIGHUP")?;
+    Ok(flag)
 }
 
 async fn raise(stop: &Stop) {
