@@ -195,10 +195,6 @@ fn a_full_disk_ends_a_load_with_everything_readable() {
         let check = run("analyze", ["check".as_ref(), out.as_os_str()]).expect(1);
         assert!(check.stdout.contains("not finished"), "{}", check.stdout);
         assert!(!check.stdout.contains("does not"), "{}", check.stdout);
-        // What was lost is in the recording too, where the disk took so much.
-        if ran.stderr.contains("could not be recorded") {
-            assert_ne!(ask(&out, "SELECT dropped_events FROM recordings"), "0");
-        }
         std::fs::remove_dir_all(&out).unwrap();
     }
 }

@@ -277,6 +277,7 @@ fn a_log_that_is_refused_ends_an_impatient_writer_and_nothing_is_lost() {
     let recording = Recording::open(dir.path()).unwrap();
     assert_eq!(recording.manifest.state, State::Open);
     assert_eq!(recording.manifest.rows(Table::Chunks), 3);
+    assert_eq!(recording.manifest.dropped_events, 2);
 }
 
 #[test]
