@@ -16,7 +16,7 @@ use tapedeck_recording::{Recording, Table};
 
 use crate::models;
 use crate::parameters::Parameters;
-use crate::session::{Error, Session};
+use crate::session::{Error, Session, ran_without_log};
 
 /// Rows shown of one broken invariant; the rest is counted.
 const ROWS_SHOWN: usize = 5;
@@ -83,7 +83,7 @@ fn unfinished(recording: &Recording) -> Option<Broken> {
 fn missing(recording: &Recording) -> Option<Broken> {
     let manifest = &recording.manifest;
     let counts = manifest.recovered.unwrap_or_default();
-    let has_no_log = manifest.settings.get("durability") == Some(&"none".into());
+    let has_no_log = ran_without_log(&manifest.settings);
     let problem = if manifest.state == State::Sealed || recording.recovered().live {
         return None;
     } else if has_no_log {

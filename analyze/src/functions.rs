@@ -11,16 +11,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arrow::array::{Array, ArrayRef, AsArray, Int64Array, StringArray};
 use arrow::compute::cast;
 use arrow::datatypes::DataType;
-use datafusion::common::plan_err;
+use datafusion::common::utils::take_function_args;
+use datafusion::common::{exec_err, plan_err};
 use datafusion::error::{DataFusionError, Result};
 use datafusion::logical_expr::{
     ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, TypeSignature,
     Volatility,
 };
+use serde_json::Value;
 use tapedeck_tokens::{Tokenizer, TokenizerError};
 use tapedeck_wire::openai;
-
-use crate::payload;
 
 /// What each function is for, as `\d` and the completion of the shell have it.
 pub(crate) const FUNCTIONS: [(&str, &str); 4] = [
@@ -75,7 +75,7 @@ impl Tokenizers {
 /// All functions; `tokenizer` is that of `token_count` with one argument.
 pub(crate) fn all(tokenizers: Arc<Tokenizers>, tokenizer: Option<PathBuf>) -> Vec<ScalarUDF> {
     vec![
-        payload::json_extract_string(),
+        json_extract_string(),
         PayloadText::function(Side::Output),
         PayloadText::function(Side::Input),
         ScalarUDF::new_from_impl(TokenCount {
@@ -99,9 +99,13 @@ fn is_text(data_type: &DataType) -> bool {
     }
 }
 
-fn is_bytes(data_type: &DataType) -> bool {
+pub(crate) fn is_binary(data_type: &DataType) -> bool {
     use DataType::{Binary, BinaryView, LargeBinary};
-    is_text(data_type) || matches!(data_type, Binary | LargeBinary | BinaryView)
+    matches!(data_type, Binary | LargeBinary | BinaryView)
+}
+
+fn is_payload(data_type: &DataType) -> bool {
+    is_text(data_type) || is_binary(data_type)
 }
 
 /// `arg` as `rows` values of `data_type`.
@@ -145,7 +149,7 @@ impl ScalarUDFImpl for PayloadText {
     }
 
     fn return_type(&self, arguments: &[DataType]) -> Result<DataType> {
-        if !arguments.iter().all(is_bytes) {
+        if !arguments.iter().all(is_payload) {
             return plan_err!("{} reads a payload: chunks.data, or a body", self.name());
         }
         Ok(DataType::Utf8)
@@ -238,5 +242,73 @@ impl ScalarUDFImpl for TokenCount {
         });
         let counts = counts.collect::<Result<Int64Array>>()?;
         Ok(ColumnarValue::Array(Arc::new(counts)))
+    }
+}
+
+/// `json_extract_string(payload, pointer)`: the value at a JSON pointer, strings
+/// without their quotes, anything else as JSON. NULL where the payload is no
+/// JSON, has nothing there, or has `null` there. Name and meaning are `DuckDB`'s.
+fn json_extract_string() -> ScalarUDF {
+    ScalarUDF::from(JsonExtractString {
+        signature: Signature::any(2, Volatility::Immutable),
+    })
+}
+
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct JsonExtractString {
+    signature: Signature,
+}
+
+impl ScalarUDFImpl for JsonExtractString {
+    fn name(&self) -> &'static str {
+        "json_extract_string"
+    }
+
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    fn return_type(&self, arguments: &[DataType]) -> Result<DataType> {
+        for kind in arguments {
+            let is_dictionary = matches!(kind, DataType::Dictionary(..));
+            if !is_payload(kind) || is_dictionary {
+                return plan_err!(
+                    "json_extract_string(payload, pointer) takes text or bytes, not {kind}"
+                );
+            }
+        }
+        Ok(DataType::Utf8)
+    }
+
+    fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
+        let rows = args.number_rows;
+        let [payloads, pointers] = take_function_args(self.name(), args.args)?;
+        let payloads = values(&payloads, rows, &DataType::Binary)?;
+        let pointers = values(&pointers, rows, &DataType::Utf8)?;
+        let pointers = pointers.as_string::<i32>();
+        let mut found = Vec::with_capacity(payloads.len());
+        for (index, payload) in payloads.as_binary::<i32>().iter().enumerate() {
+            let (Some(payload), true) = (payload, pointers.is_valid(index)) else {
+                found.push(None);
+                continue;
+            };
+            let pointer = pointers.value(index);
+            if !pointer.is_empty() && !pointer.starts_with('/') {
+                return exec_err!(
+                    "{pointer:?} is not a JSON pointer: it starts with /, as in '/usage/total_tokens'"
+                );
+            }
+            found.push(at_pointer(payload, pointer));
+        }
+        Ok(ColumnarValue::Array(Arc::new(StringArray::from(found))))
+    }
+}
+
+fn at_pointer(payload: &[u8], pointer: &str) -> Option<String> {
+    let document: Value = serde_json::from_slice(payload).ok()?;
+    match document.pointer(pointer)? {
+        Value::Null => None,
+        Value::String(text) => Some(text.clone()),
+        other => Some(other.to_string()),
     }
 }

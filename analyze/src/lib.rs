@@ -17,7 +17,6 @@ mod listing;
 pub mod models;
 pub mod output;
 pub mod parameters;
-mod payload;
 pub mod peer;
 pub mod render;
 pub mod report;

@@ -3,9 +3,11 @@
 use std::fs::File;
 use std::io::{self, BufWriter, IsTerminal, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use arrow::array::RecordBatch;
-use arrow::datatypes::SchemaRef;
+use arrow::array::{ArrayRef, AsArray, BinaryArray, RecordBatch, StringArray};
+use arrow::compute::cast;
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::error::ArrowError;
 use arrow::json::writer::JsonArray;
 use arrow::util::display::{ArrayFormatter, FormatOptions};
@@ -16,7 +18,7 @@ use parquet::arrow::ArrowWriter;
 use parquet::basic::Compression;
 use parquet::file::properties::WriterProperties;
 
-use crate::payload::readable;
+use crate::functions::is_binary;
 use crate::render::csv_field;
 
 /// Rows of a drawn table: its columns have to be measured before the first line
@@ -245,4 +247,54 @@ fn cells(
         cell.collect()
     };
     Ok((0..batch.num_rows()).map(row).collect())
+}
+
+/// `batch` with columns of bytes as text: payloads are JSON nearly always. What
+/// is not UTF-8 becomes `\x` and hexadecimal digits.
+fn readable(batch: &RecordBatch) -> Result<RecordBatch, ArrowError> {
+    if !batch.columns().iter().any(|c| is_binary(c.data_type())) {
+        return Ok(batch.clone());
+    }
+    let schema = batch.schema();
+    let columns: Vec<ArrayRef> = batch
+        .columns()
+        .iter()
+        .map(readable_column)
+        .collect::<Result<_, _>>()?;
+    let fields: Vec<Field> = schema
+        .fields()
+        .iter()
+        .zip(&columns)
+        .map(|(field, column)| {
+            Field::new(
+                field.name(),
+                column.data_type().clone(),
+                field.is_nullable(),
+            )
+        })
+        .collect();
+    RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)
+}
+
+fn readable_column(column: &ArrayRef) -> Result<ArrayRef, ArrowError> {
+    if !is_binary(column.data_type()) {
+        return Ok(Arc::clone(column));
+    }
+    let bytes = cast(column, &DataType::Binary)?;
+    let bytes: &BinaryArray = bytes.as_binary();
+    let text: StringArray = bytes.iter().map(|value| value.map(text_or_hex)).collect();
+    Ok(Arc::new(text))
+}
+
+fn text_or_hex(bytes: &[u8]) -> String {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => text.to_owned(),
+        Err(_) => {
+            let digits = bytes.iter().map(|byte| format!("{byte:02x}"));
+            "\\x"
+                .chars()
+                .chain(digits.collect::<String>().chars())
+                .collect()
+        }
+    }
 }

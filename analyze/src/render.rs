@@ -431,7 +431,7 @@ fn draw_definitions(profile: Profile, is_markdown: bool) -> String {
 }
 
 /// What a model wrote must not steer the terminal it is shown on.
-fn visible(c: char) -> char {
+pub(crate) fn visible(c: char) -> char {
     match c {
         '\n' => '\n',
         c if c.is_control() => '·',

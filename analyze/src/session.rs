@@ -551,6 +551,7 @@ fn recordings_schema() -> SchemaRef {
         ("lost_rows", DataType::Int64),
         ("torn_bytes", DataType::Int64),
         ("timestamp_source", DataType::Utf8),
+        ("without_log", DataType::Boolean),
         ("open_loop", DataType::Boolean),
         ("waits_for_slots", DataType::Boolean),
         ("tokenizer", DataType::Utf8),
@@ -579,6 +580,7 @@ struct RecordingRow<'a> {
     lost_rows: u64,
     torn_bytes: u64,
     timestamp_source: Option<&'a str>,
+    without_log: bool,
     /// Arrivals had a schedule of their own.
     open_loop: bool,
     /// Arrivals had a schedule and a cap on requests in flight: waiting for a
@@ -592,6 +594,11 @@ struct RecordingRow<'a> {
 
 fn is_set(settings: &serde_json::Value, name: &str) -> bool {
     settings.get(name).is_some_and(|value| !value.is_null())
+}
+
+/// `--durability none`.
+pub(crate) fn ran_without_log(settings: &serde_json::Value) -> bool {
+    settings.get("durability") == Some(&"none".into())
 }
 
 /// A rate, all at once, or the offsets of a replay.
@@ -637,6 +644,7 @@ impl<'a> RecordingRow<'a> {
             lost_rows: counts.lost_rows,
             torn_bytes: counts.torn_bytes,
             timestamp_source: manifest.timestamp_source.as_deref(),
+            without_log: ran_without_log(&manifest.settings),
             open_loop: is_open_loop(&manifest.settings),
             waits_for_slots: is_open_loop(&manifest.settings)
                 && is_set(&manifest.settings, "parallel"),

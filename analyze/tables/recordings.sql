@@ -14,6 +14,7 @@
 --   lost_rows         BIGINT   rows    -  Rows that were numbered and are nowhere.
 --   torn_bytes        BIGINT   bytes   -  Bytes of the log that are no whole frame.
 --   timestamp_source  TEXT     -       -  kernel, process or mixed.
+--   without_log       BOOLEAN  -       -  Nothing but sealed files outlives its recorder.
 --   open_loop         BOOLEAN  -       -  Arrivals had a schedule of their own.
 --   waits_for_slots   BOOLEAN  -       -  A schedule and a cap on requests in flight.
 --   tokenizer         TEXT     -       -  Path of what counts tokens where nobody else did.

@@ -15,7 +15,7 @@ use crate::cli::RepairArgs;
 /// # Errors
 /// When there is none, somebody is writing the one named, or the disk refuses.
 pub(crate) fn run(args: &RepairArgs) -> Result<()> {
-    let found = Recording::below(&args.recording)?;
+    let found = Recording::folders(&args.recording)?;
     let dirs: Vec<_> = found.into_iter().map(|(dir, _)| dir).collect();
     if let [dir] = dirs.as_slice()
         && *dir == args.recording

@@ -15,8 +15,7 @@ fact AS (
     g.dropped_events,
     g.missing_segments,
     g.lost_rows,
-    g.state <> 'sealed' AND NOT g.live
-      AND g.settings LIKE '%"durability":"none"%' AS has_no_log,
+    g.state <> 'sealed' AND NOT g.live AND g.without_log AS has_no_log,
     l.dispatched,
     l.chunks_read,
     l.dispatch_lag_ms_p99 AS dispatch_ms,

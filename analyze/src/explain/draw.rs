@@ -3,6 +3,8 @@
 
 use std::collections::BTreeSet;
 
+use crate::render::visible;
+
 use super::{Chunk, Event, Explanation, Metric, Number, ProfileLine, Read};
 
 /// How an explanation is drawn.
@@ -660,10 +662,9 @@ fn plain(text: &str) -> String {
     let safe = |c: char| match c {
         '\n' => '↵',
         '\t' => ' ',
-        c if c.is_control() => '·',
         // Marks that turn the direction of the text around them.
         '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => '·',
-        c => c,
+        c => visible(c),
     };
     text.chars().map(safe).collect()
 }

@@ -59,5 +59,10 @@ pub fn new_recording_id() -> String {
 /// The hash kept beside a body: BLAKE3, first 128 bits, 32 hex digits.
 #[must_use]
 pub fn body_hash(body: &[u8]) -> String {
-    blake3::hash(body).to_hex()[..32].to_owned()
+    hash_digits(&blake3::hash(body))
+}
+
+/// The first 128 bits, 32 hex digits: as every hash of a recording is written.
+fn hash_digits(hash: &blake3::Hash) -> String {
+    hash.to_hex()[..32].to_owned()
 }

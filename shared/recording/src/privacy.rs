@@ -79,7 +79,7 @@ impl Privacy {
     /// The keyed hash of `bytes`: BLAKE3, first 128 bits, 32 hex digits.
     #[must_use]
     pub fn hash(&self, bytes: &[u8]) -> String {
-        blake3::keyed_hash(&self.key, bytes).to_hex()[..32].to_owned()
+        crate::hash_digits(&blake3::keyed_hash(&self.key, bytes))
     }
 
     /// Removes from a request what this policy does not keep.

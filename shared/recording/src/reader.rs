@@ -52,6 +52,9 @@ pub enum ReadError {
     },
 }
 
+/// A folder with a recording, or why it cannot be looked into.
+pub type Listed = (PathBuf, Result<(), ReadError>);
+
 /// A folder, and the recording in it or why there is none to be had.
 pub type Opened = (PathBuf, Result<Recording, ReadError>);
 
@@ -83,9 +86,7 @@ impl Recording {
     }
 
     fn open_as(dir: &Path, is_mine: bool) -> Result<Self, ReadError> {
-        if !dir.join(MANIFEST_FILE).is_file() {
-            return Err(ReadError::NotFound(dir.to_owned()));
-        }
+        expect_manifest(dir)?;
         let snapshot = snapshot(dir, is_mine)?;
         Ok(Self {
             dir: dir.to_owned(),
@@ -134,6 +135,21 @@ impl Recording {
     /// # Errors
     /// When there is none, or `path` itself cannot be listed.
     pub fn below(path: &Path) -> Result<Vec<Opened>, ReadError> {
+        let found = Self::folders(path)?.into_iter();
+        Ok(found
+            .map(|(dir, listed)| {
+                let opened = listed.and_then(|()| Self::open(&dir));
+                (dir, opened)
+            })
+            .collect())
+    }
+
+    /// The folders of [`Self::below`], unopened: for whoever needs their names, as
+    /// opening one may read a whole log.
+    ///
+    /// # Errors
+    /// As [`Self::below`].
+    pub fn folders(path: &Path) -> Result<Vec<Listed>, ReadError> {
         let mut found = Vec::new();
         find(path, FOLDERS_DEEP, &mut found)?;
         if found.is_empty() {
@@ -141,6 +157,12 @@ impl Recording {
         }
         found.sort_by(|a, b| a.0.cmp(&b.0));
         Ok(found)
+    }
+
+    /// The manifest of the recording in `dir`, without its log.
+    pub(crate) fn manifest_of(dir: &Path) -> Result<Manifest, ReadError> {
+        expect_manifest(dir)?;
+        Ok(Manifest::load(dir)?)
     }
 
     /// Sealed files of `table`, in order of their first row.
@@ -174,6 +196,14 @@ impl Recording {
     }
 }
 
+fn expect_manifest(dir: &Path) -> Result<(), ReadError> {
+    if dir.join(MANIFEST_FILE).is_file() {
+        Ok(())
+    } else {
+        Err(ReadError::NotFound(dir.to_owned()))
+    }
+}
+
 /// All batches of one sealed file.
 ///
 /// # Errors
@@ -201,9 +231,9 @@ pub fn read_file(path: &Path) -> Result<Vec<RecordBatch>, ReadError> {
 /// How many folders below the one named a recording may lie: a sweep below a root.
 const FOLDERS_DEEP: usize = 2;
 
-fn find(path: &Path, depth: usize, found: &mut Vec<Opened>) -> Result<(), ReadError> {
+fn find(path: &Path, depth: usize, found: &mut Vec<Listed>) -> Result<(), ReadError> {
     if path.join(MANIFEST_FILE).is_file() {
-        found.push((path.to_owned(), Recording::open(path)));
+        found.push((path.to_owned(), Ok(())));
         return Ok(());
     }
     if depth == 0 || !path.is_dir() {

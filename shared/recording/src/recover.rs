@@ -372,12 +372,8 @@ pub(crate) fn unlisted<'a>(
     manifest: &'a Manifest,
     sealed: &'a [PathBuf],
 ) -> impl Iterator<Item = &'a PathBuf> {
-    sealed.iter().filter(move |path| {
-        let listed = manifest.segments.iter();
-        !listed
-            .into_iter()
-            .any(|s| recording.join(&s.file) == **path)
-    })
+    let listed = listed(recording, manifest);
+    sealed.iter().filter(move |path| !listed.contains(*path))
 }
 
 #[cfg(test)]

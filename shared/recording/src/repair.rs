@@ -52,7 +52,7 @@ pub enum Repaired {
 pub fn repair(recording: &Path) -> Result<Repaired, RepairError> {
     // A wrong path is told before anything else, and where there is nothing to do
     // nothing is written.
-    let is_open = Recording::open(recording)?.manifest.state == State::Open;
+    let is_open = Recording::manifest_of(recording)?.state == State::Open;
     if !is_open && wal_files(recording)?.is_empty() {
         return Ok(Repaired::NothingToDo);
     }

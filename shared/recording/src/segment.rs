@@ -225,7 +225,7 @@ fn write_file(
     }
     crash_point!("seal::mid_file", path);
     writer.close().map_err(parquet_error)?;
-    let blake3 = hash_text(&hashed.hasher.finalize());
+    let blake3 = crate::hash_digits(&hashed.hasher.finalize());
     pending.commit().map_err(io_error)?;
     Ok(described.file(file, Some(blake3)))
 }
@@ -271,11 +271,7 @@ impl io::Write for Hashed<'_> {
 pub fn hash_file(path: &Path) -> io::Result<String> {
     let mut hasher = blake3::Hasher::new();
     hasher.update_reader(File::open(path)?)?;
-    Ok(hash_text(&hasher.finalize()))
-}
-
-fn hash_text(hash: &blake3::Hash) -> String {
-    hash.to_hex()[..32].to_owned()
+    Ok(crate::hash_digits(&hasher.finalize()))
 }
 
 type Slices<'a> = Box<dyn Iterator<Item = Result<RecordBatch, ArrowError>> + 'a>;

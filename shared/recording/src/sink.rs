@@ -107,6 +107,12 @@ impl Sink {
             })
     }
 
+    /// Nothing more is recorded, and nobody waits for room any longer.
+    pub(crate) fn stop(&self) {
+        self.gauges.fail();
+        self.queue.close();
+    }
+
     /// Hands over a batch if there is room; gives it back otherwise.
     ///
     /// # Errors

@@ -192,6 +192,10 @@ pub(crate) fn die_after(dir: &Path, options: WriterOptions, batches: Vec<EventBa
             events.iter().sum::<u64>() == rows
         });
     }
+    // Readers find rows in the log while the sealer is still at their segment.
+    until("closed segments are sealed", || {
+        wal_files(&from).unwrap().len() <= 1
+    });
     copy(&from, dir);
     drop(writer.finish());
     assert!(!wal_files(dir).unwrap().is_empty() || rows == 0 || !from.join(WAL_DIR).exists());

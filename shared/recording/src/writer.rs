@@ -343,8 +343,7 @@ impl WriterState {
             let sink = sink.clone();
             move |unlogged| {
                 sink.gauges.lost.fetch_add(unlogged, Ordering::Relaxed);
-                sink.gauges.fail();
-                sink.queue.close();
+                sink.stop();
             }
         };
         let gauges = Arc::clone(&sink.gauges);
@@ -581,8 +580,7 @@ struct PanicGuard(Sink);
 impl Drop for PanicGuard {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.0.gauges.fail();
-            self.0.queue.close();
+            self.0.stop();
         }
     }
 }
