@@ -7,7 +7,7 @@
 --   outcome                  TEXT     -       -  As in view outcome.
 --   status                   INT      -       -  HTTP status.
 --   streamed                 BOOLEAN  -       -  The answer came in chunks.
---   t_issue_ns               BIGINT   ns      -  Where a client starts its clock, before connection and send: dispatched; behind a proxy received; else connect or sent.
+--   t_issue_ns               BIGINT   ns      -  Where a client starts its clock, before connection and send: dispatched, which in a proxy is the request's head read; else received, connect or sent.
 --   t_last_message_ns        BIGINT   ns      -  Last chunk but the end marker.
 --   t_done_ns                BIGINT   ns      -  The end marker ([DONE]).
 --   t_last_event_ns          BIGINT   ns      -  Last chunk, end marker included.
