@@ -4,6 +4,7 @@
     reason = "clippy excuses functions marked #[test], not the helpers they share"
 )]
 
+mod attempts;
 mod awkward;
 mod crash;
 mod derived;
@@ -25,6 +26,7 @@ mod readme;
 mod record_load;
 mod replay_run;
 mod report;
+mod secrets;
 mod shell;
 mod slo;
 mod support;

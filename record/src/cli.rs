@@ -7,8 +7,8 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tapedeck_recording::Durability;
 use tapedeck_run::args::{
-    BodyArgs, ConnectionArgs, Content, OutputArgs, TargetArgs, parse_api, parse_durability,
-    parse_duration, parse_pair,
+    BodyArgs, ConnectionArgs, OutputArgs, PrivacyArgs, TargetArgs, parse_api, parse_durability,
+    parse_duration, parse_pair, parse_share,
 };
 use tapedeck_wire::openai::Api;
 
@@ -232,6 +232,19 @@ pub struct ProxyArgs {
     pub workers: Option<u16>,
     #[command(flatten)]
     pub what: WhatArgs,
+    /// A request header `x-tapedeck-record: off|hashed|lengths` keeps less of that
+    /// request than --content.
+    #[command(flatten)]
+    pub privacy: PrivacyArgs,
+    /// The model's tokenizer.json, or a folder that holds one: with --content
+    /// hashed, counts input tokens and cuts prompts into blocks of them.
+    #[arg(
+        long,
+        alias = "tokenizer",
+        value_name = "PATH",
+        help_heading = "Privacy"
+    )]
+    pub tokenizer_path: Option<PathBuf>,
     #[command(flatten)]
     pub store: StoreArgs,
 }
@@ -329,10 +342,6 @@ pub struct WhatArgs {
     /// Share of sessions to record, from 0 to 1.
     #[arg(long, value_name = "P", default_value = "1", value_parser = parse_share)]
     pub sample: f64,
-    /// What is kept of prompts and answers. A request header
-    /// `x-tapedeck-record: off|hashed|lengths` keeps less of that request.
-    #[arg(long, value_enum, default_value = "full")]
-    pub content: Content,
     /// Refuse requests with 503 while recording cannot keep up, instead of passing
     /// them on and counting what is lost.
     #[arg(long)]
@@ -386,13 +395,6 @@ fn parse_range_ratio(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(ratio) if (0.0..1.0).contains(&ratio) => Ok(ratio),
         _ => Err("expected a number from 0 to below 1".to_owned()),
-    }
-}
-
-fn parse_share(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(share) if (0.0..=1.0).contains(&share) => Ok(share),
-        _ => Err("expected a number from 0 to 1".to_owned()),
     }
 }
 

@@ -40,11 +40,11 @@ mod wal;
 pub mod writer;
 
 pub use event::{
-    ChunkKind, ChunkRow, ChunkRows, EventBatch, MarkRow, Outcome, Pairs, Phase, RequestRow,
-    ResponseRow, SampleRow, TimestampSource,
+    ChunkKind, ChunkRow, ChunkRows, EventBatch, HiddenPrompt, MarkRow, Outcome, Pairs, Phase,
+    RequestRow, ResponseRow, SampleRow, TimestampSource,
 };
 pub use manifest::Manifest;
-pub use privacy::{Content, Privacy};
+pub use privacy::{BlockSpec, Content, Privacy, Redaction, Scrubber};
 pub use reader::Recording;
 pub use recover::Recovered;
 pub use schema::Table;
