@@ -69,7 +69,9 @@ fn by_model(rows: &EventBatch) -> BTreeMap<String, &ResponseRow> {
 
 /// Every way in which an attempt can end, but for those that need no answer.
 fn endings() -> Vec<(&'static str, Reply, Outcome, i32, &'static str)> {
-    let drip = [Step::pause_ms(100), token()].repeat(40);
+    let drip: Vec<Step> = (0..40)
+        .flat_map(|_| [Step::pause_ms(100), token()])
+        .collect();
     let in_band = r#"{"error":{"message":"out of memory"}}"#;
     let error = [
         Step::send(http_chunk(&sse(in_band))),

@@ -19,6 +19,7 @@ mod format;
 mod fuzz_seeds;
 mod metrics;
 mod oracle;
+mod privacy;
 mod proxy;
 mod proxy_faults;
 mod proxy_rotation;

@@ -107,7 +107,7 @@ impl Places {
         let recording = Recording::open(recording).unwrap();
         for table in Table::ALL {
             for file in recording.files(table) {
-                for batch in read_file(&file).unwrap() {
+                for batch in read_file(file).unwrap() {
                     for (field, column) in batch.schema().fields().iter().zip(batch.columns()) {
                         let one = arrow::array::RecordBatch::try_from_iter([(
                             field.name(),
@@ -208,6 +208,10 @@ fn record(name: &str, mode: &str, arguments: &[&str], mock: &MockLlm, out: &Path
     places.files(out);
     places.columns(out);
     places.judge(name, mode);
+    if !mode.starts_with('p') {
+        return;
+    }
+    // What was redacted keeps the invariants and gives a report.
     run("analyze", ["check", out.to_str().unwrap()]).expect(0);
     let report = ["report", out.to_str().unwrap(), "--format", "json"];
     let report = run("analyze", report).expect(0);
@@ -318,6 +322,5 @@ fn the_proxy_keeps_no_secret_and_no_text_where_none_may_be() {
         let recording = ProxyProcess::recording(dir.path());
         places.columns(&recording);
         places.judge("proxy", mode);
-        run("analyze", ["check", recording.to_str().unwrap()]).expect(0);
     }
 }

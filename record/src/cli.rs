@@ -232,8 +232,6 @@ pub struct ProxyArgs {
     pub workers: Option<u16>,
     #[command(flatten)]
     pub what: WhatArgs,
-    /// A request header `x-tapedeck-record: off|hashed|lengths` keeps less of that
-    /// request than --content.
     #[command(flatten)]
     pub privacy: PrivacyArgs,
     /// The model's tokenizer.json, or a folder that holds one: with --content
@@ -327,7 +325,8 @@ fn parse_limit(text: &str) -> Result<Limit, String> {
 #[command(next_help_heading = "What is recorded")]
 pub struct WhatArgs {
     /// Paths to record: a prefix, or with * a pattern of the whole path. Default:
-    /// */chat/completions and */completions. Other paths pass unrecorded.
+    /// */chat/completions and */completions. Other paths pass unrecorded. A request
+    /// header `x-tapedeck-record: off|hashed|lengths` keeps less of that request.
     #[arg(long = "match", value_name = "PATH", num_args = 1..)]
     pub patterns: Vec<String>,
     /// API of recorded paths that do not tell it by their end.

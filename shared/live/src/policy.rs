@@ -74,7 +74,7 @@ impl AttemptPolicy {
         let draw = unit(self.seed, request_id as u64, u64::from(retried) + 1);
         let backoff = doubled.min(LONGEST_BACKOFF).mul_f64(1.0 - JITTER * draw);
         let asked = ended.headers.filter(|_| self.obey_retry_after);
-        let asked = asked.and_then(|headers| retry_after(headers));
+        let asked = asked.and_then(retry_after);
         Some(asked.map_or(backoff, |asked| asked.min(MAX_RETRY_AFTER)))
     }
 

@@ -41,7 +41,7 @@ pub struct Privacy {
     content: Content,
     key: [u8; 32],
     redaction: Arc<Redaction>,
-    blocks: BlockSpec,
+    blocks: Arc<BlockSpec>,
 }
 
 impl std::fmt::Debug for Privacy {
@@ -96,7 +96,10 @@ impl Privacy {
     /// Cuts prompts as `blocks` says, where it hashes them.
     #[must_use]
     pub fn with_blocks(self, blocks: BlockSpec) -> Self {
-        Self { blocks, ..self }
+        Self {
+            blocks: Arc::new(blocks),
+            ..self
+        }
     }
 
     #[must_use]
@@ -122,7 +125,7 @@ impl Privacy {
             content: Content::Full,
             key: [0; 32],
             redaction: Arc::default(),
-            blocks: BlockSpec::default(),
+            blocks: Arc::default(),
         }
     }
 

@@ -33,11 +33,14 @@ impl Tokenizer {
     }
 }
 
+/// Tokens of a text; `None` where it is refused.
+type Encode = dyn Fn(&str) -> Option<Vec<u32>> + Send + Sync;
+
 /// A tokenizer that others may use.
 #[derive(Clone)]
 pub struct Encoder {
-    /// Tokens of a text, without special ones; `None` where it is refused.
-    pub encode: Arc<dyn Fn(&str) -> Option<Vec<u32>> + Send + Sync>,
+    /// Without special tokens.
+    pub encode: Arc<Encode>,
     pub path: PathBuf,
     pub content_hash: String,
 }

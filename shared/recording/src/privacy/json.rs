@@ -109,7 +109,10 @@ impl<'a> Walk<'a> {
             b'"' => drop(self.string()?),
             _ => self.scalar()?,
         }
-        if pointers.iter().any(|pointer| pointer.is_empty()) {
+        let value = &self.document[start..self.at];
+        // Nothing is hidden by these, and a reader must not take them for text.
+        let is_nothing = value == b"null" || value == b"\"\"";
+        if !is_nothing && pointers.iter().any(|pointer| pointer.is_empty()) {
             self.edits.truncate(edits);
             let whole = (start..self.at, self.replacement.to_owned());
             self.edits.push(whole);
@@ -272,6 +275,7 @@ mod tests {
         let expected = r#" {"a" : [ {"b":"X", "c":"x"},{"b":"X"} ], "a":[{"b":"X"}],"e":"b"}"#;
         assert_eq!(at("/a/*/b", document), Ok(Some(expected.to_owned())));
         assert_eq!(at("/a/1/b/e", document), Ok(None));
+        assert_eq!(at("/*", r#"{"a":null,"b":""}"#), Ok(None));
         assert_eq!(at("", "[1]"), Ok(Some("\"X\"".to_owned())));
         assert_eq!(
             at("/*/b", r#"{"\u0062":2,"x":{"b":3}}"#),

@@ -15,7 +15,7 @@ const COUNTED_BY_TOKENIZER: &str = "tokenizer";
 #[derive(Debug)]
 pub struct Scrubber {
     privacy: Privacy,
-    blocks: Blocks,
+    pub(super) blocks: Blocks,
 }
 
 impl Scrubber {
@@ -23,7 +23,7 @@ impl Scrubber {
     #[must_use]
     pub fn new(privacy: &Privacy) -> Self {
         Self {
-            blocks: Blocks::new(privacy.blocks.clone(), privacy.key, KNOWN_BLOCKS),
+            blocks: Blocks::new((*privacy.blocks).clone(), privacy.key, KNOWN_BLOCKS),
             privacy: privacy.clone(),
         }
     }

@@ -255,3 +255,22 @@ fn hidden_prompts_stay_with_their_rows() {
     assert_eq!(runs(2), Some(&[(1, 3), (5, 1)][..]));
     assert_eq!(all.requests[0].block_size, Some(BLOCK_BYTES as i32));
 }
+
+#[test]
+fn forgotten_blocks_are_counted_in_a_mark() {
+    let privacy = Privacy::new(Content::Hashed).unwrap();
+    let mut scrubber = Scrubber::new(&privacy);
+    scrubber.blocks = blocks::Blocks::new(BlockSpec::default(), [1; 32], 2);
+    let mut marks = Vec::new();
+    for text in ["a", "b", "c", "d"] {
+        let mut batch = batch();
+        let body = format!(r#"{{"prompt":"{text}"}}"#);
+        batch.requests[0].body = Some(body.into());
+        privacy.batch(&mut batch);
+        scrubber.scrub(&mut batch, 7);
+        marks.append(&mut batch.marks);
+    }
+    let told = |m: &crate::event::MarkRow| (m.t_ns, m.name.to_string(), m.detail.to_string());
+    let one = || (7, "blocks_evicted".to_owned(), r#"{"blocks":1}"#.to_owned());
+    assert_eq!(marks.iter().map(told).collect::<Vec<_>>(), [one(), one()]);
+}
