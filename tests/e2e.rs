@@ -25,6 +25,7 @@ mod readme;
 mod record_load;
 mod replay_run;
 mod report;
+mod server_side;
 mod shell;
 mod slo;
 mod support;

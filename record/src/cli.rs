@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tapedeck_recording::Durability;
 use tapedeck_run::args::{
-    BodyArgs, ConnectionArgs, Content, OutputArgs, TargetArgs, parse_api, parse_durability,
+    BodyArgs, ConnectionArgs, Content, OutputArgs, ServerMetricsArgs, TargetArgs, parse_api, parse_durability,
     parse_duration, parse_pair,
 };
 use tapedeck_wire::openai::Api;
@@ -48,6 +48,8 @@ pub struct LoadArgs {
     pub body: BodyArgs,
     #[command(flatten)]
     pub connection: ConnectionArgs,
+    #[command(flatten)]
+    pub server_metrics: ServerMetricsArgs,
     #[command(flatten)]
     pub output: OutputArgs,
 }
@@ -232,6 +234,8 @@ pub struct ProxyArgs {
     pub workers: Option<u16>,
     #[command(flatten)]
     pub what: WhatArgs,
+    #[command(flatten)]
+    pub server_metrics: ServerMetricsArgs,
     #[command(flatten)]
     pub store: StoreArgs,
 }

@@ -44,7 +44,8 @@ pub fn run(args: &LoadArgs) -> Result<Ending> {
         options: body_options(&args.body, args.target.model.clone())?,
         requests: requests(args, &source, &server)?,
     };
-    let harness = Harness::new(&server, &args.connection, &args.output)?;
+    let sampling = server.sampling(&args.server_metrics, &args.target)?;
+    let harness = Harness::new(&server, &args.connection, &args.output, sampling)?;
     let mut done = Vec::new();
     for (level, dir) in levels.iter().zip(folders(&root, &levels)) {
         if harness.stop.level() != StopLevel::Run {

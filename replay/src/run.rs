@@ -63,7 +63,8 @@ pub fn run(args: &RunArgs) -> Result<Ending> {
     let root = output::root(&args.output, COMMAND)?;
     let server = Server::reach(&args.target, api(&plan.requests[0].original)?)?;
     let requests = requests(&plan, &server, &args.target)?;
-    let harness = Harness::new(&server, &args.connection, &args.output)?;
+    let sampling = server.sampling(&args.server_metrics, &args.target)?;
+    let harness = Harness::new(&server, &args.connection, &args.output, sampling)?;
     eprintln!(
         "replaying {} requests of {} over {:.1} s, mode {}",
         plan.requests.len(),

@@ -21,6 +21,7 @@ use crate::manifest::{Described, describe};
 use crate::output::{Outcome, failure_text};
 use crate::progress::Progress;
 use crate::requests;
+use crate::sampling::Sampling;
 use crate::server::Server;
 use crate::signals;
 
@@ -39,6 +40,8 @@ pub struct Harness<'a> {
     pub writer: WriterOptions,
     /// What is kept of prompts and answers.
     pub privacy: Privacy,
+    /// Recorded beside the client's own samples.
+    pub sampling: Sampling,
     /// No progress bar.
     pub quiet: bool,
 }
@@ -52,6 +55,7 @@ impl<'a> Harness<'a> {
         server: &'a Server,
         connection: &ConnectionArgs,
         output: &OutputArgs,
+        sampling: Sampling,
     ) -> Result<Self> {
         raise_open_files_limit();
         let stop = Arc::new(Stop::default());
@@ -65,6 +69,7 @@ impl<'a> Harness<'a> {
             writer: writer_options(output),
             privacy: Privacy::new(output.content.into())
                 .context("cannot read a key for --content")?,
+            sampling,
             quiet: output.no_progress || output.json,
         })
     }
@@ -145,6 +150,7 @@ impl Harness<'_> {
             let durability = self.writer.durability.as_str();
             settings.insert("durability".into(), durability.into());
         }
+        self.sampling.describe(&mut manifest.settings);
         let writer = Writer::create(dir, manifest, self.writer)?;
         let result = run.drive(plan, &writer.sink(), arrivals);
         let sealed = writer.finish();
@@ -187,6 +193,7 @@ impl Run<'_> {
     ) -> Result<()> {
         let telemetry = Telemetry::start(self.clock, Arc::clone(&self.gauges), sink.clone())
             .context("cannot start the telemetry thread")?;
+        let samplers = self.harness.sampling.start(self.clock, sink)?;
         let mut first_id = 0;
         if let Some(request) = &plan.probe {
             self.mark(sink, "phase_begin", &json!({"phase": "probe"}));
@@ -198,6 +205,7 @@ impl Run<'_> {
         spec.parallel = plan.parallel;
         let workers = self.warm_workers(&spec)?;
         self.mark(sink, "phase_begin", &json!({"phase": "measure"}));
+        telemetry.sample_now();
         let progress = Progress::start(Arc::clone(&self.gauges), plan.number, self.harness.quiet);
         let start_ns = self.clock.now_ns() + LEAD_NS;
         spec.start_ns = start_ns;
@@ -213,6 +221,7 @@ impl Run<'_> {
         drop(progress);
         self.mark(sink, "phase_end", &json!({"phase": "measure"}));
         telemetry.finish();
+        samplers.finish();
         sent?;
         Ok(())
     }
