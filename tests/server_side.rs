@@ -14,6 +14,8 @@ use tapedeck_analyze::{Parameters, Session, session};
 use tapedeck_recording::Recording;
 use tapedeck_simulator::{Running, SimConfig, Simulator};
 
+use crate::support::mock_llm::replies::Stream;
+use crate::support::mock_llm::{MockLlm, Script};
 use crate::support::programs::{Ran, program, run, run_line};
 use crate::support::proxy::{ProxyProcess, chat, converse};
 
@@ -37,7 +39,9 @@ struct Judged {
 }
 
 fn judged(path: &Path) -> Judged {
-    ask(path, "SELECT verdict, reason FROM verdict").pop().unwrap()
+    ask(path, "SELECT verdict, reason FROM verdict")
+        .pop()
+        .unwrap()
 }
 
 fn simulator(settings: &str) -> Running {
@@ -88,7 +92,11 @@ fn the_servers_queue_and_its_ttft_stand_beside_the_clients() {
     assert!(seen.server_ttft_ms_mean >= 50.0 * 0.9);
     assert!(seen.server_ttft_ms_mean <= seen.client_ttft_ms_max);
     // With the probe; those of the first second have no second before them.
-    assert!((1..=17).contains(&seen.first_tokens), "{}", seen.first_tokens);
+    assert!(
+        (1..=17).contains(&seen.first_tokens),
+        "{}",
+        seen.first_tokens
+    );
     let recording = Recording::open(&out).unwrap();
     assert_eq!(
         recording.manifest.settings["server_metrics"]["sources"][0],
@@ -108,7 +116,11 @@ fn a_scrape_that_fails_is_told_and_nothing_else_fails() {
         out.display()
     );
     let ran = run_line("record", &line).expect(0);
-    assert!(ran.stderr.contains("scrapes of server:http://"), "{}", ran.stderr);
+    assert!(
+        ran.stderr.contains("scrapes of server:http://"),
+        "{}",
+        ran.stderr
+    );
     assert!(!ran.stderr.contains("hunter2"), "{}", ran.stderr);
     let manifest = std::fs::read_to_string(out.join("recording.json")).unwrap();
     assert!(!manifest.contains("hunter2"));
@@ -140,7 +152,12 @@ fn a_proxy_scrapes_the_server_behind_it_for_every_recording() {
     let server = simulator("ttft_ms=5&itl_ms=1&tokens=5");
     let dir = tempfile::tempdir().unwrap();
     let url = format!("http://{}", server.addr());
-    let flags = ["--server-metrics", "auto", "--server-metrics-interval", "100ms"];
+    let flags = [
+        "--server-metrics",
+        "auto",
+        "--server-metrics-interval",
+        "100ms",
+    ];
     let proxy = ProxyProcess::start(&url, dir.path(), &flags);
     converse(proxy.addr, &chat("x", ""), Duration::from_secs(10));
     proxy.stop().expect(0);
@@ -174,21 +191,34 @@ fn on_one_core(line: &str) -> Ran {
 fn a_client_without_a_core_to_spare_is_saturated_and_says_why() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("r");
-    // Server and client share a core, and neither has anything to wait for.
+    // A write of the server is hundreds of chunks for the client to understand.
+    let answer = Stream::chat(400, 0, 0).reply_in_bulk(64 << 10);
+    let mock = MockLlm::start(Script::always(answer));
     on_one_core(&format!(
-        "load --url sim:?ttft_ms=0&itl_ms=0&tokens=200&slots=64 --prompt x --parallel 64 \
-         --duration 2s --no-report --workers 1 --out {}",
+        "load --url {} --model m --prompt x --parallel 16 --duration 3s --no-report \
+         --workers 1 --out {}",
+        mock.url(),
         out.display()
     ))
     .expect(0);
     let Judged { verdict, reason } = judged(&out);
     assert_ne!(verdict, "ok", "{reason}");
-    let causes = ["wanted a core", "cores it may use", "waited for the recording"];
-    assert!(causes.iter().any(|cause| reason.contains(cause)), "{reason}");
+    let causes = [
+        "wanted a core",
+        "cores it may use",
+        "waited for the recording",
+    ];
+    assert!(
+        causes.iter().any(|cause| reason.contains(cause)),
+        "{reason}"
+    );
     // What the report says, it says first.
     let report = run("analyze", ["report".as_ref(), out.as_os_str()]).expect(0);
     let second = report.stdout.lines().nth(1).unwrap();
-    assert!(second.starts_with(&format!("Verdict: {verdict} (")), "{second}");
+    assert!(
+        second.starts_with(&format!("Verdict: {verdict} (")),
+        "{second}"
+    );
 }
 
 #[test]
@@ -229,7 +259,10 @@ fn strict_ends_with_1_when_the_client_slept_through_its_chunks() {
     assert!(ran.stderr.contains("invalid: "), "{}", ran.stderr);
     let Judged { verdict, reason } = judged(&out);
     assert_eq!(verdict, "invalid");
-    assert!(reason.starts_with("chunks waited for this client"), "{reason}");
+    assert!(
+        reason.starts_with("chunks waited for this client"),
+        "{reason}"
+    );
 }
 
 #[test]

@@ -7,8 +7,8 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tapedeck_recording::Durability;
 use tapedeck_run::args::{
-    BodyArgs, ConnectionArgs, Content, OutputArgs, ServerMetricsArgs, TargetArgs, parse_api, parse_durability,
-    parse_duration, parse_pair,
+    BodyArgs, ConnectionArgs, Content, OutputArgs, ServerMetricsArgs, TargetArgs, parse_api,
+    parse_durability, parse_duration, parse_pair,
 };
 use tapedeck_wire::openai::Api;
 

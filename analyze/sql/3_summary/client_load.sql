@@ -3,7 +3,7 @@
 --   recording_id          TEXT    -      -      Key.
 --   sampled_s             DOUBLE  s      -      From the last sample before the window to the first one after it. NULL without two samples.
 --   busiest_thread        TEXT    -      -      Name of the thread with sockets that wanted a core most.
---   busiest_wanted_ratio  DOUBLE  ratio  lower  Share of that time in which it ran or was ready to run. NULL below a second.
+--   busiest_wanted_ratio  DOUBLE  ratio  lower  Share of its samples' span in which it ran or was ready to run. NULL below a second.
 --   busiest_cpu_ratio     DOUBLE  ratio  lower  Share in which it ran.
 --   process_cpu_ratio     DOUBLE  ratio  lower  CPU of all threads over that of the cores which it may use. NULL below a second.
 --   queue_wait_ratio      DOUBLE  ratio  lower  Time that threads waited for room in the recording's queue, over all threads. NULL below a second.
@@ -37,7 +37,8 @@ total AS (
     s.labels['tid'] AS tid,
     s.labels['thread'] AS thread,
     max(s.value) - min(s.value) AS used_s,
-    max(s.value) AS last_value
+    max(s.value) AS last_value,
+    (max(s.t_ns) - min(s.t_ns)) / 1e9 AS seen_s
   FROM samples AS s
   JOIN span AS p ON p.recording_id = s.recording_id
   WHERE s.source = 'client'
@@ -55,7 +56,9 @@ thread AS (
     thread,
     tid,
     sum(CASE WHEN name = 'cpu_s_total' THEN used_s END) AS cpu_s,
-    sum(used_s) AS wanted_s
+    sum(used_s) AS wanted_s,
+    -- A worker may end before the last sample.
+    CASE WHEN max(seen_s) >= 1 THEN max(seen_s) END AS seen_s
   FROM total
   WHERE thread LIKE 'tapedeck-worke%'
     OR thread LIKE 'tapedeck-proxy%'
@@ -67,6 +70,7 @@ ranked AS (
     thread,
     cpu_s,
     wanted_s,
+    seen_s,
     row_number() OVER (
       PARTITION BY recording_id
       ORDER BY wanted_s DESC, tid
@@ -95,8 +99,8 @@ SELECT
   g.recording_id,
   l.sampled_s,
   r.thread AS busiest_thread,
-  r.wanted_s / l.judged_s AS busiest_wanted_ratio,
-  r.cpu_s / l.judged_s AS busiest_cpu_ratio,
+  r.wanted_s / r.seen_s AS busiest_wanted_ratio,
+  r.cpu_s / r.seen_s AS busiest_cpu_ratio,
   p.cpu_s / (p.cores * l.judged_s) AS process_cpu_ratio,
   p.wait_s / l.judged_s AS queue_wait_ratio
 FROM recordings AS g

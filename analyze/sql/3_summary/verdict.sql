@@ -15,7 +15,7 @@ CREATE VIEW verdict AS
 -- than when the last one has ended: a closed loop then measures the client's
 -- throughput, however exact its stamps. An open loop is judged by its lags alone:
 -- it polls for deadlines, which is CPU and not load. A tenth of the time waiting
--- for a disk is the same as a tenth fewer workers.
+-- for the writer (mostly for its disk) is the same as a tenth fewer workers.
 WITH
 fact AS (
   SELECT
@@ -50,7 +50,7 @@ worded AS (
     CASE
       WHEN wait_ratio > most_wait THEN
         concat(
-          'workers waited for the recording''s disk ',
+          'workers waited for the recording''s writer ',
           round(wait_ratio * 100), '% of the time, above ',
           round(most_wait * 100), '%'
         )

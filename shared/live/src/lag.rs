@@ -127,7 +127,10 @@ mod tests {
             assert!(at >= last, "buckets do not fall");
             last = at;
             let top = top_ns(at);
-            assert!(top >= ns && top - ns <= ns / 32, "{ns} in a bucket to {top}");
+            assert!(
+                top >= ns && top - ns <= ns / 32,
+                "{ns} in a bucket to {top}"
+            );
             assert_eq!(bucket(top.unsigned_abs()), at);
             assert_eq!(bucket((top + 1).unsigned_abs()), (at + 1).min(BUCKETS - 1));
             ns += 1 + ns / 7;

@@ -147,7 +147,9 @@ impl Pacer {
             // Waiting for a slot is load, not lateness.
             let freed_ns = slot.as_ref().map_or(t_scheduled_ns, |s| s.freed_ns);
             let t_ready_ns = t_scheduled_ns.max(freed_ns);
-            self.gauges.pacer_lag.observe(self.clock.now_ns() - t_ready_ns);
+            self.gauges
+                .pacer_lag
+                .observe(self.clock.now_ns() - t_ready_ns);
             let assignment = Assignment {
                 request_id: self.first_request_id + sent,
                 arrival,

@@ -146,7 +146,14 @@ mod tests {
         let gpus: Arc<dyn Gpus> = Arc::new(Fake);
         let found: Vec<_> = rows(&gpus.read()[0], 7)
             .into_iter()
-            .map(|row| (row.t_ns, row.source.to_string(), row.name.to_string(), row.value))
+            .map(|row| {
+                (
+                    row.t_ns,
+                    row.source.to_string(),
+                    row.name.to_string(),
+                    row.value,
+                )
+            })
             .collect();
         let row = |name: &str, value| (7, "gpu:1".to_owned(), name.to_owned(), value);
         assert_eq!(

@@ -150,7 +150,6 @@ fn quoted(text: &str) -> Option<(String, &str)> {
     None
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;
