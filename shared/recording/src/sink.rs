@@ -102,24 +102,23 @@ impl Sink {
         let pushed = match self.queue.try_push(Message::Events(batch), bytes) {
             Ok(()) => return Ok(()),
             Err(Refused::Full(message)) => self.wait_for_room(message, bytes),
-            Err(Refused::Closed(message)) => Err(message),
+            Err(Refused::Closed(message)) => Err(message.rows()),
         };
-        pushed.map_err(|message| {
-            self.gauges
-                .lost
-                .fetch_add(message.rows(), Ordering::Relaxed);
+        pushed.map_err(|rows| {
+            self.gauges.lost.fetch_add(rows, Ordering::Relaxed);
             Stopped
         })
     }
 
-    fn wait_for_room(&self, message: Message, bytes: usize) -> Result<(), Message> {
+    /// The rows that were lost, when the writer has stopped.
+    fn wait_for_room(&self, message: Message, bytes: usize) -> Result<(), u64> {
         let from_ns = monotonic_ns();
         let pushed = self.queue.push(message, bytes);
         let waited_ns = (monotonic_ns() - from_ns).unsigned_abs();
         self.gauges
             .waited_ns
             .fetch_add(waited_ns, Ordering::Relaxed);
-        pushed
+        pushed.map_err(|message| message.rows())
     }
 
     /// What [`Sink::push`] has waited for room so far, ns over all threads.
