@@ -176,15 +176,17 @@ fn on_one_core(line: &str) -> Ran {
     let core = (0..CpuSet::count()).find(|core| all.is_set(*core).unwrap());
     let mut one = CpuSet::new();
     one.set(core.unwrap()).unwrap();
-    let line = line.to_owned();
     // A child starts with the affinity of the thread that starts it.
-    let thread = std::thread::spawn(move || {
-        let mut command = program("record");
-        command.args(line.split_whitespace());
-        sched_setaffinity(Pid::from_raw(0), &one).unwrap();
-        command.output().unwrap()
+    let output = std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            let mut command = program("record");
+            command.args(line.split_whitespace());
+            sched_setaffinity(Pid::from_raw(0), &one).unwrap();
+            command.output().unwrap()
+        });
+        thread.join().unwrap()
     });
-    thread.join().unwrap().into()
+    output.into()
 }
 
 #[test]
