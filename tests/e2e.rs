@@ -28,6 +28,7 @@ mod record_load;
 mod replay_run;
 mod report;
 mod secrets;
+mod server_side;
 mod shell;
 mod slo;
 mod support;

@@ -7,8 +7,8 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tapedeck_recording::Durability;
 use tapedeck_run::args::{
-    BodyArgs, ConnectionArgs, OutputArgs, PrivacyArgs, TargetArgs, parse_api, parse_durability,
-    parse_duration, parse_pair, parse_share,
+    BodyArgs, ConnectionArgs, OutputArgs, PrivacyArgs, ServerMetricsArgs, TargetArgs, parse_api,
+    parse_durability, parse_duration, parse_pair, parse_share,
 };
 use tapedeck_wire::openai::Api;
 
@@ -48,6 +48,8 @@ pub struct LoadArgs {
     pub body: BodyArgs,
     #[command(flatten)]
     pub connection: ConnectionArgs,
+    #[command(flatten)]
+    pub server_metrics: ServerMetricsArgs,
     #[command(flatten)]
     pub output: OutputArgs,
 }
@@ -243,6 +245,8 @@ pub struct ProxyArgs {
         help_heading = "Privacy"
     )]
     pub tokenizer_path: Option<PathBuf>,
+    #[command(flatten)]
+    pub server_metrics: ServerMetricsArgs,
     #[command(flatten)]
     pub store: StoreArgs,
 }

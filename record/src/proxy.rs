@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use http::HeaderName;
+use http::{HeaderMap, HeaderName};
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -20,7 +20,9 @@ use tapedeck_run::harness::raise_open_files_limit;
 use tapedeck_run::manifest::Described;
 use tapedeck_run::output;
 use tapedeck_run::requests::privacy;
+use tapedeck_run::sampling::Sampling;
 use tapedeck_run::secrets::{mask_query, mask_url};
+use tapedeck_run::server_metrics;
 use tapedeck_run::signals;
 use url::Url;
 
@@ -44,13 +46,15 @@ pub(crate) fn run(args: &ProxyArgs) -> Result<Ending> {
         .map(|addr| listen("--admin", addr, args.allow_remote))
         .transpose()?;
     let settings = settings(args, clock)?;
+    let sampling = sampling(args)?;
     let stop = Arc::new(Stop::default());
     signals::watch(Arc::clone(&stop))?;
     let gauges = Arc::default();
     let mut rotation = Rotation::start(Recordings {
         store: &args.store,
         privacy: privacy(&args.privacy, args.tokenizer_path.as_deref())?,
-        described: described(args, &settings),
+        described: described(args, &settings, &sampling),
+        sampling,
         gauges: Arc::clone(&gauges),
         clock,
     })?;
@@ -132,10 +136,7 @@ fn listen(flag: &str, addr: SocketAddr, allow_remote: bool) -> Result<TcpListene
 
 fn settings(args: &ProxyArgs, clock: RunClock) -> Result<Settings> {
     let url = upstream(&args.upstream)?;
-    let options = TlsOptions {
-        cacert: args.cacert.clone(),
-        insecure: args.insecure,
-    };
+    let options = upstream_tls(args);
     Ok(Settings {
         clock,
         target: Target::resolve(&url, &options)?,
@@ -148,6 +149,23 @@ fn settings(args: &ProxyArgs, clock: RunClock) -> Result<Settings> {
         connect_timeout: args.connect_timeout,
         drain: args.drain_timeout,
     })
+}
+
+fn upstream_tls(args: &ProxyArgs) -> TlsOptions {
+    TlsOptions {
+        cacert: args.cacert.clone(),
+        insecure: args.insecure,
+    }
+}
+
+/// The keys are the clients': a scrape has none.
+fn sampling(args: &ProxyArgs) -> Result<Sampling> {
+    let target = server_metrics::Target {
+        url: &upstream(&args.upstream)?,
+        tls: upstream_tls(args),
+        headers: HeaderMap::new(),
+    };
+    Sampling::resolve(&args.server_metrics, &target)
 }
 
 /// A URL that requests can be passed on to. What it says besides address and path
@@ -232,12 +250,14 @@ fn tls(args: &ProxyArgs) -> Result<Option<Arc<ServerConfig>>> {
     Ok(Some(Arc::new(config)))
 }
 
-fn described(args: &ProxyArgs, settings: &Settings) -> Described {
+fn described(args: &ProxyArgs, settings: &Settings, sampling: &Sampling) -> Described {
+    let mut resolved = settings_json(args, settings);
+    sampling.describe(&mut resolved);
     Described {
         name: args.store.name.clone(),
         labels: args.store.labels.iter().cloned().collect(),
         target: mask_url(&args.upstream),
-        settings: settings_json(args, settings),
+        settings: resolved,
         workload: Workload {
             kind: "proxy".to_owned(),
             path: None,

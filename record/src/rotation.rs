@@ -14,6 +14,7 @@ use tapedeck_recording::{
 };
 use tapedeck_run::manifest::{Described, describe};
 use tapedeck_run::output::folder_name;
+use tapedeck_run::sampling::{Samplers, Sampling};
 use tapedeck_run::signals;
 
 use crate::cli::{Limit, StoreArgs};
@@ -37,7 +38,7 @@ struct Open {
     writer: Writer,
     recorder: Arc<Recorder>,
     /// `None` once another recording has followed.
-    telemetry: Option<Telemetry>,
+    telemetry: Option<(Telemetry, Samplers)>,
 }
 
 /// What every recording begins with.
@@ -46,6 +47,7 @@ pub(crate) struct Recordings<'a> {
     /// Of all recordings but for the key.
     pub(crate) privacy: Privacy,
     pub(crate) described: Described,
+    pub(crate) sampling: Sampling,
     pub(crate) gauges: Arc<Gauges>,
     /// The proxy's own.
     pub(crate) clock: RunClock,
@@ -84,6 +86,7 @@ impl Recordings<'_> {
         let sink = writer.sink();
         let telemetry = Telemetry::start(clock, Arc::clone(&self.gauges), sink.clone())
             .context("cannot start the telemetry thread")?;
+        let samplers = self.sampling.start(clock, &sink)?;
         let start_ns = clock.origin_ns() - self.clock.origin_ns();
         let open = Open {
             path,
@@ -91,7 +94,7 @@ impl Recordings<'_> {
             recorder: Recorder::new(sink.clone(), privacy, start_ns),
             sink,
             writer,
-            telemetry: Some(telemetry),
+            telemetry: Some((telemetry, samplers)),
         };
         open.mark("phase_begin");
         Ok(open)
@@ -122,8 +125,9 @@ impl Open {
     }
 
     fn retire(&mut self) {
-        if let Some(telemetry) = self.telemetry.take() {
+        if let Some((telemetry, samplers)) = self.telemetry.take() {
             telemetry.finish();
+            samplers.finish();
         }
     }
 

@@ -63,7 +63,9 @@ pub fn run(args: &RunArgs) -> Result<Ending> {
     let root = output::root(&args.output, COMMAND)?;
     let server = Server::reach(&args.target, api(&plan.requests[0].original)?)?;
     let requests = requests(&plan, &server, &args.target)?;
-    let harness = Harness::new(&server, &args.connection, &args.output, Seeded::default())?;
+    let sampling = server.sampling(&args.server_metrics, &args.target)?;
+    let seeded = Seeded::default();
+    let harness = Harness::new(&server, &args.connection, &args.output, seeded, sampling)?;
     eprintln!(
         "replaying {} requests of {} over {:.1} s, mode {}",
         plan.requests.len(),

@@ -42,6 +42,8 @@ pub(crate) struct Gauges {
     pub(crate) seal_refused: AtomicBool,
     /// Events that nobody could be given, after the disk refused.
     pub(crate) lost: AtomicU64,
+    /// What [`Sink::push`] has waited for room, over all threads.
+    waited_ns: AtomicU64,
     /// Events that [`Sink::offer`] dropped and no mark speaks of yet, and the
     /// absolute instants between which that was.
     dropped: AtomicU64,
@@ -97,14 +99,32 @@ impl Sink {
             return Ok(());
         }
         let bytes = batch.size_bytes();
-        self.queue
-            .push(Message::Events(batch), bytes)
-            .map_err(|message| {
-                self.gauges
-                    .lost
-                    .fetch_add(message.rows(), Ordering::Relaxed);
-                Stopped
-            })
+        let pushed = match self.queue.try_push(Message::Events(batch), bytes) {
+            Ok(()) => return Ok(()),
+            Err(Refused::Full(message)) => self.wait_for_room(message, bytes),
+            Err(Refused::Closed(message)) => Err(message.rows()),
+        };
+        pushed.map_err(|rows| {
+            self.gauges.lost.fetch_add(rows, Ordering::Relaxed);
+            Stopped
+        })
+    }
+
+    /// The rows that were lost, when the writer has stopped.
+    fn wait_for_room(&self, message: Message, bytes: usize) -> Result<(), u64> {
+        let from_ns = monotonic_ns();
+        let pushed = self.queue.push(message, bytes);
+        let waited_ns = (monotonic_ns() - from_ns).unsigned_abs();
+        self.gauges
+            .waited_ns
+            .fetch_add(waited_ns, Ordering::Relaxed);
+        pushed.map_err(|message| message.rows())
+    }
+
+    /// What [`Sink::push`] has waited for room so far, ns over all threads.
+    #[must_use]
+    pub fn waited_ns(&self) -> u64 {
+        self.gauges.waited_ns.load(Ordering::Relaxed)
     }
 
     /// Nothing more is recorded, and nobody waits for room any longer.
