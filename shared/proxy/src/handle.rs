@@ -18,13 +18,13 @@ use tapedeck_wire::response::End;
 use crate::client::Client;
 use crate::download::{Download, Passing};
 use crate::exchange::{Exchange, Guard};
-use crate::headers::{request_headers, response_headers, upgrade, upstream_uri};
+use crate::headers::{request_headers, response_headers, upgrade};
 use crate::journal::Journal;
 use crate::metrics::Reason;
 use crate::rules::Plan;
 use crate::tunnel;
 use crate::upload::{Upload, UploadBody};
-use crate::worker::Worker;
+use crate::worker::{Leg, Worker};
 
 /// Answers one request of `client`.
 pub(crate) async fn handle(
@@ -50,9 +50,15 @@ pub(crate) async fn handle(
         let why = "recording cannot keep up and --strict was asked for";
         return Ok(own(StatusCode::SERVICE_UNAVAILABLE, why));
     }
-    let Ok(outgoing) = Outgoing::new(&worker, &head, asks_upgrade) else {
+    let Some(leg) = worker.leg(head.uri.path()) else {
+        worker.metrics.unrecorded(Reason::Upstream);
+        let why = "tapedeck proxy: no --upstream takes this path";
+        return Ok(own(StatusCode::NOT_FOUND, why));
+    };
+    let Ok(outgoing) = Outgoing::new(&worker, &leg, &head, asks_upgrade) else {
         return Ok(own(StatusCode::BAD_REQUEST, "the path cannot be passed on"));
     };
+    worker.metrics.upstream_request(leg.index);
     let expects = head.headers.contains_key(EXPECT);
     let upload = Rc::new(Upload::new(
         body,
@@ -64,6 +70,7 @@ pub(crate) async fn handle(
     let journal = match plan {
         Plan::Record(api, content) => Some(Journal::new(
             &worker,
+            &leg.origin,
             &upload,
             &head,
             (api, content),
@@ -78,6 +85,7 @@ pub(crate) async fn handle(
     client.begin(&exchange);
     let request = Passage {
         worker,
+        leg,
         client,
         upload,
         outgoing,
@@ -102,14 +110,19 @@ struct Outgoing {
 }
 
 impl Outgoing {
-    fn new(worker: &Worker, head: &Parts, asks_upgrade: bool) -> Result<Self, http::Error> {
-        let mut headers = request_headers(&head.headers, &worker.host);
+    fn new(
+        worker: &Worker,
+        leg: &Leg,
+        head: &Parts,
+        asks_upgrade: bool,
+    ) -> Result<Self, http::Error> {
+        let mut headers = request_headers(&head.headers, &leg.host);
         if asks_upgrade {
             tunnel::ask(&head.headers, &mut headers);
         }
         Ok(Self {
             method: head.method.clone(),
-            uri: upstream_uri(&worker.settings.base_path, &head.uri)?,
+            uri: worker.settings.upstreams.all()[leg.index].uri(&head.uri)?,
             headers,
             extensions: head.extensions.clone(),
         })
@@ -149,6 +162,7 @@ struct Failed {
 
 struct Passage {
     worker: Rc<Worker>,
+    leg: Rc<Leg>,
     client: Rc<Client>,
     upload: Rc<Upload>,
     outgoing: Outgoing,
@@ -165,6 +179,7 @@ impl Passage {
         match answer {
             Ok((connection, response)) => self.pass_on(connection, response),
             Err(Failed { end, .. }) => {
+                self.worker.metrics.upstream_unanswered(self.leg.index);
                 self.upload.drain().await;
                 let end = match self.upload.failed() {
                     true => End::Cancelled {
@@ -184,7 +199,7 @@ impl Passage {
         source: Source,
     ) -> Result<(Connection<UploadBody>, Response<Incoming>), Failed> {
         let pooled = match source {
-            Source::Pool => self.worker.pool.take().await,
+            Source::Pool => self.leg.pool.take().await,
             Source::Fresh => None,
         };
         let reused = pooled.is_some();
@@ -215,7 +230,7 @@ impl Passage {
     async fn connect(&self) -> Result<Connection<UploadBody>, Failed> {
         let patience = self.worker.settings.connect_timeout;
         let instants = Cell::new(ConnectInstants::default());
-        let opened = self.worker.connector.open(&instants);
+        let opened = self.leg.connector.open(&instants);
         let opened = tokio::time::timeout(patience, opened).await;
         self.guard.0.connecting(instants.get());
         let end = match opened {
@@ -248,6 +263,7 @@ impl Passage {
         head.headers = response_headers(&head.headers, self.client.is_h2);
         let passing = Passing {
             worker: self.worker,
+            leg: self.leg,
             client: self.client,
             guard: self.guard,
             connection: Some(connection),
