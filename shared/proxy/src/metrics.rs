@@ -211,6 +211,7 @@ impl Metrics {
             let name = family(&mut text, name, kind, help);
             writeln!(text, "{name} {value}").ok();
         }
+        write_log_lag(&mut text, sink);
         let name = family(
             &mut text,
             "added_latency_seconds",
@@ -310,6 +311,29 @@ impl Metrics {
                 u64::from(sink.failed()),
             ),
         ]
+    }
+}
+
+/// How far the recording's log is behind; nothing where there is no log.
+fn write_log_lag(text: &mut String, sink: &Sink) {
+    let Some(lag) = sink.log_lag() else {
+        return;
+    };
+    let families = [
+        (
+            "wal_lag_seconds",
+            "Age of the oldest row that is not in the log yet.",
+            lag.unwritten,
+        ),
+        (
+            "wal_sync_lag_seconds",
+            "Age of the oldest row that is not known to be on the disk yet.",
+            lag.unsynced,
+        ),
+    ];
+    for (name, help, age) in families {
+        let name = family(text, name, "gauge", help);
+        writeln!(text, "{name} {}", age.as_secs_f64()).ok();
     }
 }
 
