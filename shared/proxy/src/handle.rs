@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::convert::Infallible;
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::rc::Rc;
 
@@ -26,12 +26,30 @@ use crate::tunnel;
 use crate::upload::{Upload, UploadBody};
 use crate::worker::{Leg, Worker};
 
-/// Answers one request of `client`.
-pub(crate) async fn handle(
+/// Answers one request of `client`. What comes before the first wait is done at
+/// once: hyper drops the future unpolled where the client has left already, and
+/// such a request is recorded, too.
+pub(crate) fn handle(
     worker: Rc<Worker>,
     client: Rc<Client>,
     request: Request<Incoming>,
-) -> Result<Response<Download>, Infallible> {
+) -> impl Future<Output = Result<Response<Download>, Infallible>> {
+    let begun = begin(worker, client, request);
+    async move {
+        match begun {
+            Ok(passage) => Ok(passage.run().await),
+            Err(answer) => Ok(*answer),
+        }
+    }
+}
+
+/// Begins to pass a request on, or answers it.
+fn begin(
+    worker: Rc<Worker>,
+    client: Rc<Client>,
+    request: Request<Incoming>,
+) -> Result<Passage, Box<Response<Download>>> {
+    let refuse = |status, why| Err(Box::new(own(status, why)));
     let t_dispatched_ns = worker.clock.now_ns();
     let (head, body) = request.into_parts();
     let asks_upgrade = !client.is_h2 && upgrade(&head.headers).is_some();
@@ -40,23 +58,20 @@ pub(crate) async fn handle(
         false => (worker.settings.rules).plan(&head.method, head.uri.path(), &head.headers),
     };
     if head.method == Method::CONNECT {
-        return Ok(own(
-            StatusCode::NOT_IMPLEMENTED,
-            "this proxy does not tunnel",
-        ));
+        return refuse(StatusCode::NOT_IMPLEMENTED, "this proxy does not tunnel");
     }
     if plan.is_record() && worker.refuses() {
         worker.metrics.refused();
         let why = "recording cannot keep up and --strict was asked for";
-        return Ok(own(StatusCode::SERVICE_UNAVAILABLE, why));
+        return refuse(StatusCode::SERVICE_UNAVAILABLE, why);
     }
     let Some(leg) = worker.leg(head.uri.path()) else {
         worker.metrics.unrecorded(Reason::Upstream);
         let why = "tapedeck proxy: no --upstream takes this path";
-        return Ok(own(StatusCode::NOT_FOUND, why));
+        return refuse(StatusCode::NOT_FOUND, why);
     };
     let Ok(outgoing) = Outgoing::new(&worker, &leg, &head, asks_upgrade) else {
-        return Ok(own(StatusCode::BAD_REQUEST, "the path cannot be passed on"));
+        return refuse(StatusCode::BAD_REQUEST, "the path cannot be passed on");
     };
     worker.metrics.upstream_request(leg.index);
     let expects = head.headers.contains_key(EXPECT);
@@ -83,15 +98,14 @@ pub(crate) async fn handle(
     };
     let exchange = Exchange::new(&worker, &upload, journal);
     client.begin(&exchange);
-    let request = Passage {
+    Ok(Passage {
         worker,
         leg,
         client,
         upload,
         outgoing,
         guard: Guard(exchange),
-    };
-    Ok(request.run().await)
+    })
 }
 
 impl Plan {
