@@ -4,7 +4,8 @@
 //! `cargo bench -p tapedeck-proxy --bench overhead [-- SECONDS [CHUNKS_PER_S…]]`
 //!
 //! Server and client are threads that do nothing but `write`, `read` and stamp, on
-//! one core; the proxy with its writer has the other. Every chunk carries the
+//! one core; the proxy's worker has the other, and its writer goes where the kernel
+//! puts it. Every chunk carries the
 //! instant before its write, so a latency is one clock's: from there to the
 //! client's return from `read`. One connection in [`DIRECT_ONE_IN`] goes direct,
 //! in the same seconds as those that go through the proxy.
@@ -14,7 +15,6 @@
     reason = "a benchmark stops at the first surprise"
 )]
 
-use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
@@ -45,9 +45,11 @@ fn main() {
         Some(rates) if !rates.is_empty() => rates.to_vec(),
         _ => vec![1_000.0, 4_000.0, 8_000.0],
     };
-    pin(0);
+    pin(&[0]);
     let server = serve();
-    println!("us, p50 / p99; load = CPU of the proxy's threads over the time, of one core");
+    println!(
+        "us, p50 / p99; load = CPU of the worker over the time; CPU of all the proxy's threads"
+    );
     println!(
         "| chunks/s through the proxy | recording | load | CPU us/chunk | TTFT direct | TTFT proxied | chunk direct | chunk proxied | added TTFT | added chunk | ratio p50 |"
     );
@@ -66,9 +68,9 @@ fn main() {
     throughput(server, seconds, Some(true));
 }
 
-fn pin(core: usize) {
+fn pin(cores: &[usize]) {
     let mut set = CpuSet::new();
-    set.set(core).unwrap();
+    cores.iter().for_each(|core| set.set(*core).unwrap());
     // One core only: the figures then include both sides' share of it.
     sched_setaffinity(Pid::from_raw(0), &set).ok();
 }
@@ -252,7 +254,7 @@ struct UnderTest {
 
 impl UnderTest {
     fn start(server: SocketAddr, recording: bool) -> Self {
-        pin(1);
+        pin(&[0, 1]);
         let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let clock = RunClock::start();
         let writer = writer(clock, &dir.path().join("r"));
@@ -283,9 +285,10 @@ impl UnderTest {
         };
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let stop = Arc::new(Stop::default());
+        pin(&[1]);
         let gauges = Arc::new(Gauges::default());
         let proxy = Proxy::start(&listener, settings, &current, &stop, &gauges).unwrap();
-        pin(0);
+        pin(&[0]);
         Self {
             proxy,
             stop,
@@ -306,31 +309,47 @@ impl UnderTest {
 
 fn writer(clock: RunClock, out: &Path) -> Writer {
     let manifest = Manifest::new("overhead", "overhead benchmark", clock.origin_ns());
-    Writer::create(out, manifest, SegmentLimits::default()).unwrap()
+    // As `record proxy` has it.
+    let limits = SegmentLimits {
+        rows: 1 << 17,
+        ..SegmentLimits::default()
+    };
+    Writer::create(out, manifest, limits).unwrap()
 }
 
-/// CPU time of all our threads, by their id: those of the proxy bear its name.
-fn cpu_ns_of_proxy() -> BTreeMap<String, u64> {
-    let mut found = BTreeMap::new();
+/// CPU that threads of the proxy have spent, ns.
+#[derive(Clone, Copy, Default)]
+struct Cpu {
+    worker: f64,
+    all: f64,
+}
+
+fn cpu() -> Cpu {
+    let mut cpu = Cpu::default();
     for task in std::fs::read_dir("/proc/self/task").unwrap() {
         let path = task.unwrap().path();
         let read = |file: &str| std::fs::read_to_string(path.join(file)).unwrap_or_default();
-        if read("comm").starts_with("tapedeck") {
+        let name = read("comm");
+        if name.starts_with("tapedeck") {
             let spent = read("schedstat");
             let spent = spent.split(' ').next().and_then(|ns| ns.parse().ok());
-            found.insert(path.display().to_string(), spent.unwrap_or(0));
+            let spent: f64 = spent.unwrap_or(0.0);
+            cpu.all += spent;
+            cpu.worker += if name.contains("proxy") { spent } else { 0.0 };
         }
     }
-    found
+    cpu
 }
 
-/// CPU that the proxy's threads spent in `seconds` from now.
-fn spent_ns(seconds: f64) -> u64 {
-    let before = cpu_ns_of_proxy();
+/// CPU spent in `seconds` from now.
+fn spent(seconds: f64) -> Cpu {
+    let before = cpu();
     std::thread::sleep(Duration::from_secs_f64(seconds));
-    let after = cpu_ns_of_proxy();
-    let spent = |(id, ns): (&String, &u64)| ns - before.get(id).unwrap_or(&0);
-    after.iter().map(spent).sum()
+    let after = cpu();
+    Cpu {
+        worker: after.worker - before.worker,
+        all: after.all - before.all,
+    }
 }
 
 fn latency(server: SocketAddr, seconds: f64, rate: f64, recording: bool) {
@@ -344,7 +363,7 @@ fn latency(server: SocketAddr, seconds: f64, rate: f64, recording: bool) {
     let proxied = Clients::start(streams, through, "", &stop, apart);
     let direct = Clients::start(others, server, "", &stop, apart);
     let start_ns = monotonic_ns();
-    let cpu_ns = spent_ns(seconds);
+    let cpu = spent(seconds);
     let took_ns = (monotonic_ns() - start_ns) as f64;
     stop.store(true, Ordering::Relaxed);
     let (mut proxied, mut direct) = (proxied.finish(), direct.finish());
@@ -360,8 +379,8 @@ fn latency(server: SocketAddr, seconds: f64, rate: f64, recording: bool) {
         "| {:.0} | {} | {:.0} % | {:.1} | {} | {} | {} | {} | {ttft} | {chunk} | {ratio:.2} |",
         rate,
         if recording { "full" } else { "off" },
-        cpu_ns as f64 / took_ns * 100.0,
-        cpu_ns as f64 / 1e3 / done,
+        cpu.worker / took_ns * 100.0,
+        cpu.all / 1e3 / done,
         shown(&direct.ttft),
         shown(&proxied.ttft),
         shown(&direct.chunk),
@@ -393,7 +412,7 @@ fn throughput(server: SocketAddr, seconds: f64, proxied: Option<bool>) {
     let stop = Arc::new(AtomicBool::new(false));
     let start_ns = monotonic_ns();
     let clients = Clients::start(STREAMS, addr, "/fast", &stop, Duration::ZERO);
-    let cpu_ns = spent_ns(seconds);
+    let cpu = spent(seconds);
     stop.store(true, Ordering::Relaxed);
     let seen = clients.finish();
     let took_s = (monotonic_ns() - start_ns) as f64 / 1e9;
@@ -408,7 +427,7 @@ fn throughput(server: SocketAddr, seconds: f64, proxied: Option<bool>) {
         },
         chunks / took_s,
         seen.requests as f64 / took_s,
-        cpu_ns as f64 / 1e3 / (chunks * seconds / took_s),
+        cpu.all / 1e3 / (chunks * seconds / took_s),
         dropped.map_or("-".to_owned(), |n| n.to_string()),
     );
 }
