@@ -8,7 +8,8 @@
 //! puts it. Every chunk carries the
 //! instant before its write, so a latency is one clock's: from there to the
 //! client's return from `read`. One connection in [`DIRECT_ONE_IN`] goes direct,
-//! in the same seconds as those that go through the proxy.
+//! in the same seconds as those that go through the proxy. A bare relay, threads
+//! that read and write and know nothing, tells what any hop costs here.
 #![allow(
     clippy::unwrap_used,
     clippy::disallowed_methods,
@@ -16,7 +17,7 @@
 )]
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -43,7 +44,7 @@ fn main() {
     let seconds = given.first().copied().unwrap_or(10.0);
     let rates = match given.get(1..) {
         Some(rates) if !rates.is_empty() => rates.to_vec(),
-        _ => vec![1_000.0, 4_000.0, 8_000.0],
+        _ => vec![2_000.0, 8_000.0],
     };
     pin(&[0]);
     let server = serve();
@@ -51,21 +52,43 @@ fn main() {
         "us, p50 / p99; load = CPU of the worker over the time; CPU of all the proxy's threads"
     );
     println!(
-        "| chunks/s through the proxy | recording | load | CPU us/chunk | TTFT direct | TTFT proxied | chunk direct | chunk proxied | added TTFT | added chunk | ratio p50 |"
+        "| chunks/s | between | load | CPU us/chunk | TTFT direct | TTFT proxied | chunk direct | chunk proxied | added TTFT | added chunk | ratio p50 |"
     );
     println!("|--:|---|--:|--:|---|---|---|---|---|---|--:|");
     for rate in rates {
-        for recording in [true, false] {
-            latency(server, seconds, rate, recording);
+        for way in [Way::Relay, Way::Unrecorded, Way::Recorded] {
+            latency(server, seconds, rate, way);
         }
     }
     println!();
     println!("as fast as it goes, {STREAMS} streams of {TOKENS} chunks, one write each");
     println!("| | chunks/s | requests/s | proxy's CPU us/chunk | chunks dropped |");
     println!("|---|--:|--:|--:|--:|");
-    throughput(server, seconds, None);
-    throughput(server, seconds, Some(false));
-    throughput(server, seconds, Some(true));
+    for way in [Way::Direct, Way::Relay, Way::Unrecorded, Way::Recorded] {
+        throughput(server, seconds, way);
+    }
+}
+
+/// What stands between client and server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Direct,
+    Relay,
+    /// The proxy, every session sampled out.
+    Unrecorded,
+    /// The proxy with `--content full`.
+    Recorded,
+}
+
+impl Way {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Relay => "bare relay",
+            Self::Unrecorded => "proxy, recording off",
+            Self::Recorded => "proxy, recording all",
+        }
+    }
 }
 
 fn pin(cores: &[usize]) {
@@ -244,6 +267,32 @@ impl Clients {
     }
 }
 
+/// Passes bytes on until one side ends.
+fn relay(server: SocketAddr) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = listener.local_addr().unwrap();
+    // Called as the proxy's worker, that its CPU be found.
+    thread("tapedeck-proxy-relay", move || {
+        while let Ok((client, _)) = listener.accept() {
+            let upstream = TcpStream::connect(server).unwrap();
+            for (from, to) in [(&client, &upstream), (&upstream, &client)] {
+                to.set_nodelay(true).unwrap();
+                let (mut from, mut to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
+                thread("tapedeck-proxy-relay", move || {
+                    let mut buffer = vec![0; 8192];
+                    while let Ok(n @ 1..) = from.read(&mut buffer) {
+                        if to.write_all(&buffer[..n]).is_err() {
+                            break;
+                        }
+                    }
+                    to.shutdown(Shutdown::Both).ok();
+                });
+            }
+        }
+    });
+    addr
+}
+
 /// A proxy on a core of its own, with a recording.
 struct UnderTest {
     proxy: Proxy,
@@ -352,13 +401,29 @@ fn spent(seconds: f64) -> Cpu {
     }
 }
 
-fn latency(server: SocketAddr, seconds: f64, rate: f64, recording: bool) {
-    let under_test = UnderTest::start(server, recording);
+/// The address to ask, and the proxy where there is one.
+fn stand_between(way: Way, server: SocketAddr) -> (SocketAddr, Option<UnderTest>) {
+    match way {
+        Way::Direct => (server, None),
+        Way::Relay => {
+            pin(&[1]);
+            let addr = relay(server);
+            pin(&[0]);
+            (addr, None)
+        }
+        Way::Unrecorded | Way::Recorded => {
+            let under_test = UnderTest::start(server, way == Way::Recorded);
+            (under_test.proxy.addr(), Some(under_test))
+        }
+    }
+}
+
+fn latency(server: SocketAddr, seconds: f64, rate: f64, way: Way) {
+    let (through, under_test) = stand_between(way, server);
     let request_s = (TTFT_NS + TOKENS as i64 * ITL_NS) as f64 / 1e9;
     let streams = (rate * request_s / TOKENS as f64).ceil().max(1.0) as usize;
     let stop = Arc::new(AtomicBool::new(false));
     let apart = Duration::from_secs_f64(request_s / streams as f64);
-    let through = under_test.proxy.addr();
     let others = (streams / DIRECT_ONE_IN).max(1);
     let proxied = Clients::start(streams, through, "", &stop, apart);
     let direct = Clients::start(others, server, "", &stop, apart);
@@ -367,7 +432,7 @@ fn latency(server: SocketAddr, seconds: f64, rate: f64, recording: bool) {
     let took_ns = (monotonic_ns() - start_ns) as f64;
     stop.store(true, Ordering::Relaxed);
     let (mut proxied, mut direct) = (proxied.finish(), direct.finish());
-    let dropped = under_test.finish();
+    let dropped = under_test.map(UnderTest::finish).unwrap_or_default();
     assert_eq!(dropped, 0, "the queue never fills at half load");
     let (ttft, chunk) = (
         added(&mut direct.ttft, &mut proxied.ttft),
@@ -378,7 +443,7 @@ fn latency(server: SocketAddr, seconds: f64, rate: f64, recording: bool) {
     println!(
         "| {:.0} | {} | {:.0} % | {:.1} | {} | {} | {} | {} | {ttft} | {chunk} | {ratio:.2} |",
         rate,
-        if recording { "full" } else { "off" },
+        way.name(),
         cpu.worker / took_ns * 100.0,
         cpu.all / 1e3 / done,
         shown(&direct.ttft),
@@ -405,10 +470,8 @@ fn shown(sorted: &[i64]) -> String {
     format!("{:.0} / {:.0}", at(sorted, 0.5), at(sorted, 0.99))
 }
 
-/// `proxied`: not at all, sampled out, recorded.
-fn throughput(server: SocketAddr, seconds: f64, proxied: Option<bool>) {
-    let under_test = proxied.map(|recording| UnderTest::start(server, recording));
-    let addr = under_test.as_ref().map_or(server, |t| t.proxy.addr());
+fn throughput(server: SocketAddr, seconds: f64, way: Way) {
+    let (addr, under_test) = stand_between(way, server);
     let stop = Arc::new(AtomicBool::new(false));
     let start_ns = monotonic_ns();
     let clients = Clients::start(STREAMS, addr, "/fast", &stop, Duration::ZERO);
@@ -420,11 +483,7 @@ fn throughput(server: SocketAddr, seconds: f64, proxied: Option<bool>) {
     let chunks = seen.chunk.len() as f64;
     println!(
         "| {} | {:.0} | {:.0} | {:.2} | {} |",
-        match proxied {
-            None => "direct",
-            Some(false) => "proxied, not recorded",
-            Some(true) => "proxied, recorded in full",
-        },
+        way.name(),
         chunks / took_s,
         seen.requests as f64 / took_s,
         cpu.all / 1e3 / (chunks * seconds / took_s),
