@@ -201,9 +201,13 @@ pub struct ProxyArgs {
     /// Address to listen on; one that other machines reach needs --allow-remote.
     #[arg(long, value_name = "ADDR")]
     pub listen: SocketAddr,
-    /// Server to pass requests on to; a path in it is put before theirs.
-    #[arg(long, value_name = "URL")]
-    pub upstream: String,
+    /// Server to pass requests on to; a path in it is put before theirs. Several
+    /// servers take turns. One with a prefix gets the paths below it, the longest
+    /// prefix first: a path in its URL, be it a slash, stands in place of the prefix,
+    /// without one the path goes on as it came. A request whose server is down gets
+    /// 502 and is recorded as such; it is not sent to another one.
+    #[arg(long = "upstream", value_name = "[/PREFIX=]URL", num_args = 1.., required = true)]
+    pub upstreams: Vec<String>,
     /// Listen on addresses that other machines reach. Whoever reaches the proxy
     /// reaches the server behind it.
     #[arg(long)]

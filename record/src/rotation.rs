@@ -25,6 +25,16 @@ use crate::retention::{Retention, bytes_below};
 /// in memory, so with this many the next rotation waits.
 const MAX_OPEN: usize = 4;
 
+/// Half of what a load has: a proxy runs for months, and its memory is that of the
+/// open segment and the one before, which is being sealed. More than that is kept by
+/// the allocator: measured, 175 MB at 256 Ki rows of 200 B, reached after the fourth
+/// seal.
+const SEGMENT: SegmentLimits = SegmentLimits {
+    rows: 1 << 17,
+    bytes: 64 << 20,
+    age: Duration::ZERO,
+};
+
 /// Between two looks at the room that a recording takes, and two tries to begin one.
 const LOOK: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_secs(10);
@@ -77,7 +87,7 @@ impl Recordings<'_> {
         let options = WriterOptions {
             limits: SegmentLimits {
                 age: self.store.seal_every,
-                ..SegmentLimits::default()
+                ..SEGMENT
             },
             durability: self.store.durability,
             on_disk_error: DiskError::DropAndRetry,

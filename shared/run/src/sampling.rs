@@ -27,15 +27,22 @@ pub struct Sampling {
 }
 
 impl Sampling {
-    /// The URLs of `args`, and the GPUs of this machine.
+    /// The URLs of `args`, and the GPUs of this machine. `auto` is every one of
+    /// `targets`.
     ///
     /// # Errors
     /// When a URL or certificates cannot be used.
-    pub fn resolve(args: &ServerMetricsArgs, target: &Target<'_>) -> Result<Self> {
-        let urls = args.urls.iter();
-        let endpoints = urls.map(|url| Endpoint::resolve(url, target, args.interval));
+    pub fn resolve(args: &ServerMetricsArgs, targets: &[Target<'_>]) -> Result<Self> {
+        let mut endpoints: Vec<Endpoint> = Vec::new();
+        for url in &args.urls {
+            for endpoint in Endpoint::resolve(url, targets, args.interval)? {
+                if endpoints.iter().all(|e| e.source != endpoint.source) {
+                    endpoints.push(endpoint);
+                }
+            }
+        }
         Ok(Self {
-            endpoints: endpoints.collect::<Result<_>>()?,
+            endpoints,
             interval: args.interval,
             gpus: gpu::find(),
         })

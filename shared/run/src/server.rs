@@ -93,7 +93,7 @@ impl Server {
             tls: tls_options(args),
             headers,
         };
-        Sampling::resolve(metrics, &target)
+        Sampling::resolve(metrics, &[target])
     }
 
     /// The first model that the server lists.

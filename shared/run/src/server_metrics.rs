@@ -54,24 +54,37 @@ pub(crate) struct Endpoint {
 }
 
 impl Endpoint {
-    /// What `--server-metrics` names.
-    pub(crate) fn resolve(text: &str, target: &Target<'_>, period: Duration) -> Result<Self> {
+    /// What `--server-metrics` names: one URL, or with `auto` one of each target.
+    pub(crate) fn resolve(
+        text: &str,
+        targets: &[Target<'_>],
+        period: Duration,
+    ) -> Result<Vec<Self>> {
+        if text == "auto" {
+            let all = targets.iter().map(|target| {
+                let mut url = target.url.clone();
+                url.set_path("/metrics");
+                url.set_query(None);
+                Self::new(url, target, period)
+            });
+            return all.collect();
+        }
         let shown = mask_url(text);
-        let url = if text == "auto" {
-            let mut url = target.url.clone();
-            url.set_path("/metrics");
-            url.set_query(None);
-            url
-        } else {
-            Url::parse(text)
-                .ok()
-                .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
-                .with_context(|| {
-                    format!(
-                        "--server-metrics {shown} is not a URL\nhint: http://host:port/metrics, or auto"
-                    )
-                })?
-        };
+        let url = Url::parse(text)
+            .ok()
+            .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
+            .with_context(|| {
+                format!(
+                    "--server-metrics {shown} is not a URL\nhint: http://host:port/metrics, or auto"
+                )
+            })?;
+        let same = targets.iter().find(|t| t.url.origin() == url.origin());
+        let target = same.or(targets.first());
+        let target = target.context("there is no server to take certificates from")?;
+        Ok(vec![Self::new(url, target, period)?])
+    }
+
+    fn new(url: Url, target: &Target<'_>, period: Duration) -> Result<Self> {
         let is_target = url.origin() == target.url.origin();
         let endpoint = Self {
             source: format!("server:{}", mask_url(url.as_str())).into(),
@@ -297,7 +310,8 @@ mod tests {
             tls: TlsOptions::default(),
             headers,
         };
-        Endpoint::resolve(text, &target, Duration::from_secs(1))
+        let mut all = Endpoint::resolve(text, &[target], Duration::from_secs(1))?;
+        all.pop().context("one")
     }
 
     #[test]
