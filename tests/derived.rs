@@ -74,8 +74,8 @@ fn a_report_is_the_same_with_and_without_what_was_kept() {
     assert_eq!((mode(&folder), mode(&file)), (0o700, 0o600));
     assert_eq!(
         fs::read_dir(&folder).unwrap().count(),
-        2,
-        "it and its hash, nothing beside them"
+        5,
+        "two files, their hashes and those of the sealed files, nothing beside them"
     );
 
     let inode = fs::metadata(&file).unwrap().ino();

@@ -7,6 +7,7 @@
 mod awkward;
 mod crash;
 mod derived;
+mod distribution;
 mod durability;
 mod explain;
 #[allow(

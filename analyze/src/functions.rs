@@ -1,8 +1,11 @@
-//! SQL functions of ours: `output_text`, `input_text`, `token_count` and
-//! `json_extract_string`.
+//! SQL functions of ours: `output_text`, `input_text`, `token_count`,
+//! `json_extract_string`, and the aggregates `distribution` and `stream`.
 //!
 //! Views that call one say `requires: tapedeck` in their header; all others are
 //! plain SQL.
+
+mod distribution;
+mod stream;
 
 use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
@@ -15,7 +18,7 @@ use datafusion::common::utils::take_function_args;
 use datafusion::common::{exec_err, plan_err};
 use datafusion::error::{DataFusionError, Result};
 use datafusion::logical_expr::{
-    ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, TypeSignature,
+    AggregateUDF, ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, TypeSignature,
     Volatility,
 };
 use serde_json::Value;
@@ -23,7 +26,7 @@ use tapedeck_tokens::{Tokenizer, TokenizerError};
 use tapedeck_wire::openai;
 
 /// What each function is for, as `\d` and the completion of the shell have it.
-pub(crate) const FUNCTIONS: [(&str, &str); 4] = [
+pub(crate) const FUNCTIONS: [(&str, &str); 6] = [
     (
         "output_text(data)",
         "what the model wrote in a chunk or in an answer's body",
@@ -39,6 +42,14 @@ pub(crate) const FUNCTIONS: [(&str, &str); 4] = [
     (
         "json_extract_string(data, pointer)",
         "the value at a JSON pointer, as text; NULL where there is none",
+    ),
+    (
+        "distribution(values, percentiles[, rule[, weight]])",
+        "aggregate: n, mean, std, min, max and the neighbours of each percentile, exactly",
+    ),
+    (
+        "stream(t_ns, choice_index, chunk_index, read_index)",
+        "aggregate: the gaps between an attempt's chunks, and its number of reads",
     ),
 ];
 
@@ -72,7 +83,12 @@ impl Tokenizers {
     }
 }
 
-/// All functions; `tokenizer` is that of `token_count` with one argument.
+/// Functions over many rows.
+pub(crate) fn aggregates() -> [AggregateUDF; 2] {
+    [distribution::function(), stream::function()]
+}
+
+/// All functions of one row; `tokenizer` is that of `token_count` with one argument.
 pub(crate) fn all(tokenizers: Arc<Tokenizers>, tokenizer: Option<PathBuf>) -> Vec<ScalarUDF> {
     vec![
         json_extract_string(),

@@ -70,6 +70,7 @@ macro_rules! sql_files {
 /// with the folder).
 const VIEWS: &[(&str, &str)] = sql_files![
     "sql":
+    "1_base/answer_chunk.sql",
     "1_base/content_chunk.sql",
     "1_base/metric.sql",
     "1_base/outcome.sql",
@@ -77,6 +78,7 @@ const VIEWS: &[(&str, &str)] = sql_files![
     "1_base/window.sql",
     "2_request/chunk_gap.sql",
     "2_request/chunk_stream.sql",
+    "2_request/read_lag.sql",
     "2_request/request_latency.sql",
     "2_request/request_metric.sql",
     "3_summary/concurrency.sql",
