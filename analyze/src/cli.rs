@@ -201,6 +201,13 @@ pub(crate) fn message(error: &dyn std::error::Error) -> String {
     format!("error: {}{}", lines.join("\n"), hints.concat())
 }
 
+/// Writes `text` to the file, or to stdout.
+fn write(path: Option<&Path>, text: &str) -> Result<(), OutputError> {
+    let mut output = Output::open(path)?;
+    output.text(text)?;
+    output.finish()
+}
+
 async fn report(args: ReportArgs) -> Result<ExitCode, Failed> {
     let mut percentiles = args.percentiles;
     if let Some(list) = &mut percentiles {
@@ -216,7 +223,7 @@ async fn report(args: ReportArgs) -> Result<ExitCode, Failed> {
         profile: args.profile,
     };
     let report = report::report(&args.recordings, &options).await?;
-    Output::open(args.output.as_deref())?.text(&report.render(args.format))?;
+    write(args.output.as_deref(), &report.render(args.format))?;
     let is_finding = args.strict && report.verdict() == Verdict::Invalid;
     Ok(if is_finding {
         ExitCode::from(EXIT_FINDING)
@@ -235,6 +242,7 @@ async fn query(mut args: QueryArgs) -> Result<ExitCode, Failed> {
     let rows = rows.map_err(session::Error::Query)?;
     let mut output = Output::open(args.output.as_deref())?;
     let count = output.rows(rows, args.format, TABLE_ROWS).await?;
+    output.finish()?;
     if count.total > count.shown {
         let more = count.total - count.shown;
         let hint = "hint: --format csv, json or parquet writes all";
@@ -260,7 +268,7 @@ async fn explain(args: ExplainArgs) -> Result<ExitCode, Failed> {
         ExplainFormat::Json => format!("{:#}\n", found.to_json()),
         ExplainFormat::Text => found.render(explain_style(args.output.is_some())),
     };
-    Output::open(args.output.as_deref())?.text(&text)?;
+    write(args.output.as_deref(), &text)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -440,7 +448,10 @@ fn parse_size(text: &str) -> Result<usize, String> {
         text if text.ends_with('G') => (text, 30),
         text => (text, 0),
     };
-    let number = number.trim_end_matches(['K', 'M', 'G']).trim().parse::<usize>();
+    let number = number
+        .trim_end_matches(['K', 'M', 'G'])
+        .trim()
+        .parse::<usize>();
     let size = number.ok().and_then(|n| n.checked_mul(1 << shift));
     match size {
         Some(size) if size >= LEAST_MEMORY => Ok(size),

@@ -82,7 +82,10 @@ pub(crate) async fn read_models(recordings: &[Recording], missing: Missing) -> V
     for recording in recordings {
         let key = key(recording);
         let path = |view| file::path(&recording.dir, view);
-        if READ_MODELS.iter().all(|view| file::is_fresh(&path(view), &key)) {
+        if READ_MODELS
+            .iter()
+            .all(|view| file::is_fresh(&path(view), &key))
+        {
             continue;
         }
         if missing == Missing::Compute {
@@ -177,7 +180,9 @@ async fn rows(part: Arc<Part>, range: Range) -> Result<Rows, Failed> {
 async fn build(recording: &Recording, key: &str) -> Result<(), Failed> {
     let spans = |table| {
         let files = recording.files(table).iter();
-        files.map(|path| Span::of(path)).collect::<Result<Vec<_>, _>>()
+        files
+            .map(|path| Span::of(path))
+            .collect::<Result<Vec<_>, _>>()
     };
     let part = Arc::new(Part {
         recording_id: recording.manifest.recording_id.clone(),

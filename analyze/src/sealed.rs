@@ -94,7 +94,9 @@ fn look(recording: &Recording, known: &BTreeMap<String, Seen>) -> BTreeMap<Strin
         });
         // All are started before the first is waited for.
         let parts: Vec<_> = parts.collect();
-        let seen = parts.into_iter().flat_map(|part| part.join().unwrap_or_default());
+        let seen = parts
+            .into_iter()
+            .flat_map(|part| part.join().unwrap_or_default());
         seen.collect()
     })
 }

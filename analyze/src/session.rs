@@ -246,7 +246,10 @@ impl Session {
         for function in functions::aggregates() {
             session.context.register_udaf(function);
         }
-        for (table, files) in [(Table::Chunks, &part.chunks), (Table::Requests, &part.requests)] {
+        for (table, files) in [
+            (Table::Chunks, &part.chunks),
+            (Table::Requests, &part.requests),
+        ] {
             let files = files.iter().filter(|file| file.overlaps(range));
             let urls = files.map(|file| file_url(&file.path));
             let urls: Vec<ListingTableUrl> = urls.collect::<Result<_, _>>()?;

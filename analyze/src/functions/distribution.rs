@@ -122,7 +122,11 @@ impl Sample {
             return Ok(());
         }
         let list = cast(&lists.value(0), &DataType::Float64)?;
-        let list: Vec<f64> = list.as_primitive::<Float64Type>().iter().flatten().collect();
+        let list: Vec<f64> = list
+            .as_primitive::<Float64Type>()
+            .iter()
+            .flatten()
+            .collect();
         if let Some(p) = list.iter().find(|p| !(0.0..=100.0).contains(*p)) {
             return exec_err!("{p} is not a percentile from 0 to 100");
         }
@@ -174,7 +178,9 @@ impl Accumulator for Sample {
         if let Some(names) = columns.get(2) {
             self.set_rule(names)?;
         }
-        let weights = columns.get(3).map(|weights| cast(weights, &DataType::Int64));
+        let weights = columns
+            .get(3)
+            .map(|weights| cast(weights, &DataType::Int64));
         let weights = weights.transpose()?;
         let weights = weights.as_ref().map(|w| w.as_primitive::<Int64Type>());
         match (columns[0].as_list_opt::<i32>(), weights) {
@@ -182,7 +188,13 @@ impl Accumulator for Sample {
             (Some(lists), None) => flat(lists).iter().for_each(|v| self.add(v, |_| 1)),
             (None, None) => self.add(&columns[0], |_| 1),
             (None, Some(weights)) => {
-                let weight = |row| if weights.is_null(row) { 0 } else { weights.value(row) };
+                let weight = |row| {
+                    if weights.is_null(row) {
+                        0
+                    } else {
+                        weights.value(row)
+                    }
+                };
                 self.add(&columns[0], |row| u64::try_from(weight(row)).unwrap_or(0));
             }
         }

@@ -173,7 +173,10 @@ fn structs(chunks: &[Chunk], groups: usize) -> Result<StructArray> {
     let mut start = 0;
     for end in ends(chunks, groups) {
         let (group, before) = (&chunks[start..end], gaps.len());
-        for pair in group.windows(2).filter(|pair| pair[0].choice == pair[1].choice) {
+        for pair in group
+            .windows(2)
+            .filter(|pair| pair[0].choice == pair[1].choice)
+        {
             gaps.push(pair[1].t_ns - pair[0].t_ns);
         }
         lengths.push(gaps.len() - before);
@@ -207,7 +210,12 @@ fn states(chunks: &[Chunk], groups: usize) -> Result<ArrayRef> {
         length
     });
     let offsets = OffsetBuffer::from_lengths(lengths);
-    Ok(Arc::new(ListArray::try_new(longs(), offsets, Arc::new(numbers), None)?))
+    Ok(Arc::new(ListArray::try_new(
+        longs(),
+        offsets,
+        Arc::new(numbers),
+        None,
+    )?))
 }
 
 impl GroupsAccumulator for Streams {
@@ -247,13 +255,14 @@ impl GroupsAccumulator for Streams {
             }
             let numbers = lists.value(row);
             let numbers = numbers.as_primitive::<Int64Type>().values();
-            self.chunks.extend(numbers.chunks_exact(NUMBERS).map(|n| Chunk {
-                group: *group as u32,
-                choice: n[0] as i32,
-                index: n[1] as i32,
-                read: n[2] as i32,
-                t_ns: n[3],
-            }));
+            self.chunks
+                .extend(numbers.chunks_exact(NUMBERS).map(|n| Chunk {
+                    group: *group as u32,
+                    choice: n[0] as i32,
+                    index: n[1] as i32,
+                    read: n[2] as i32,
+                    t_ns: n[3],
+                }));
         }
         Ok(())
     }
@@ -297,7 +306,10 @@ impl Accumulator for One {
     fn state(&mut self) -> Result<Vec<ScalarValue>> {
         self.0.groups = 1;
         let states = GroupsAccumulator::state(&mut self.0, EmitTo::All)?;
-        states.iter().map(|state| ScalarValue::try_from_array(state, 0)).collect()
+        states
+            .iter()
+            .map(|state| ScalarValue::try_from_array(state, 0))
+            .collect()
     }
 
     fn merge_batch(&mut self, states: &[ArrayRef]) -> Result<()> {

@@ -16,8 +16,8 @@
 use std::path::Path;
 
 use tapedeck_recording::{
-    ChunkKind, ChunkRow, Durability, EventBatch, Manifest, Outcome, Phase, RequestRow,
-    ResponseRow, SegmentLimits, TimestampSource, Writer, WriterOptions,
+    ChunkKind, ChunkRow, Durability, EventBatch, Manifest, Outcome, Phase, RequestRow, ResponseRow,
+    SegmentLimits, TimestampSource, Writer, WriterOptions,
 };
 
 const STREAMS: usize = 64;
@@ -111,7 +111,10 @@ fn payload(stream: &Stream, is_last: bool, slim: bool) -> String {
     let id = stream.request_id;
     let word = ["the", " quick", " brown", " fox", " jumps", " over"][stream.index as usize % 6];
     let (choices, usage) = if is_last {
-        (String::new(), ",\"usage\":{\"prompt_tokens\":64,\"completion_tokens\":198}")
+        (
+            String::new(),
+            ",\"usage\":{\"prompt_tokens\":64,\"completion_tokens\":198}",
+        )
     } else {
         let delta = format!("{{\"content\":\"{word}\"}}");
         (
@@ -191,7 +194,11 @@ fn response(stream: &Stream) -> ResponseRow {
     ResponseRow {
         request_id: stream.request_id,
         attempt: 0,
-        outcome: if is_cut { Outcome::Truncated } else { Outcome::Ok },
+        outcome: if is_cut {
+            Outcome::Truncated
+        } else {
+            Outcome::Ok
+        },
         status: Some(200),
         headers: None,
         trailers: None,
