@@ -89,16 +89,16 @@ fn ranges_of(files: &[Span], most: f64) -> Vec<Range> {
     let mut cuts = vec![i64::MIN];
     let (mut density, mut chunks, mut at) = (0.0, 0.0, i64::MIN);
     for (id, change) in changes {
-        while density > 0.0 {
-            let room = ((most - chunks) / density).ceil().max(1.0);
-            let cut = at.saturating_add(room as i64);
-            if cut >= id {
-                break;
-            }
-            cuts.push(cut);
-            (chunks, at) = (0.0, cut);
-        }
         if density > 0.0 {
+            loop {
+                let room = ((most - chunks) / density).ceil().max(1.0);
+                let cut = at.saturating_add(room as i64);
+                if cut >= id {
+                    break;
+                }
+                cuts.push(cut);
+                (chunks, at) = (0.0, cut);
+            }
             chunks += density * (id as f64 - at as f64);
         }
         at = id;

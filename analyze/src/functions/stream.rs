@@ -272,8 +272,10 @@ impl GroupsAccumulator for Streams {
         columns: &[ArrayRef],
         filter: Option<&BooleanArray>,
     ) -> Result<Vec<ArrayRef>> {
-        let mut rows = Self::default();
-        rows.groups = columns[0].len();
+        let mut rows = Self {
+            groups: columns[0].len(),
+            ..Self::default()
+        };
         rows.add(columns, |row| row, filter);
         rows.state(EmitTo::All)
     }
