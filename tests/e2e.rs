@@ -8,6 +8,7 @@ mod attempts;
 mod awkward;
 mod crash;
 mod derived;
+mod distribution;
 mod durability;
 mod explain;
 #[allow(
