@@ -9,6 +9,7 @@
 //! the body frame at hand belong together.
 
 pub mod arrival;
+mod chunked;
 pub mod connect;
 pub mod engine;
 pub mod exchange;
