@@ -89,7 +89,8 @@ fn with_server<T>(stream: &Stream, client: impl FnOnce(&MockLlm) -> T) -> (Truth
     let mock = MockLlm::start(Script::always(stream.reply()));
     pin(1);
     let seen = client(&mock);
-    let truth = mock.ledger().iter().map(|served| {
+    let ledger = mock.ledger();
+    let truth = ledger.iter().map(|served| {
         let mut instants = vec![served.request.t_read_ns];
         instants.extend((0..TOKENS).map(|i| served.write_of(stream.step_of(i)).unwrap().t_before_ns));
         (number_of(served), instants)

@@ -7,6 +7,7 @@ use arrow::array::{
     Int32Builder, Int64Array, Int64Builder, ListBuilder, MapArray, MapBuilder, MapFieldNames,
     RecordBatch, StringArray, StringBuilder, StructBuilder, new_null_array,
 };
+use arrow::buffer::{Buffer, OffsetBuffer};
 use arrow::datatypes::{DataType, Field, Float64Type, Int32Type, Int64Type};
 use arrow::error::ArrowError;
 use bytes::Bytes;
@@ -38,8 +39,11 @@ pub fn with_recording_id(
     recording_id: &str,
     batch: &RecordBatch,
 ) -> Result<RecordBatch, ArrowError> {
-    let ids = std::iter::repeat_n(recording_id, batch.num_rows());
-    let mut columns: Vec<ArrayRef> = vec![Arc::new(StringArray::from_iter_values(ids))];
+    let rows = batch.num_rows();
+    let offsets = OffsetBuffer::from_repeated_length(recording_id.len(), rows);
+    let ids = recording_id.as_bytes().repeat(rows);
+    let ids = StringArray::try_new(offsets, Buffer::from(ids), None)?;
+    let mut columns: Vec<ArrayRef> = vec![Arc::new(ids)];
     columns.extend_from_slice(batch.columns());
     RecordBatch::try_new(table.schema(), columns)
 }
