@@ -74,8 +74,14 @@ fn measure(streams: usize) {
     let [kernel, process] = recorded(&recording);
     let kernel = print(streams, "kernel", &truth, &kernel);
     print(streams, "process", &truth, &process);
-    for (wave, kernel, bare) in [("first wave", kernel[0], bare[0]), ("after it", kernel[1], bare[1])] {
-        println!("| {streams} | {wave} | kernel - bare, p99 | {:+.3} | | | |", kernel - bare);
+    for (wave, kernel, bare) in [
+        ("first wave", kernel[0], bare[0]),
+        ("after it", kernel[1], bare[1]),
+    ] {
+        println!(
+            "| {streams} | {wave} | kernel - bare, p99 | {:+.3} | | | |",
+            kernel - bare
+        );
     }
 }
 
@@ -92,7 +98,8 @@ fn with_server<T>(stream: &Stream, client: impl FnOnce(&MockLlm) -> T) -> (Truth
     let ledger = mock.ledger();
     let truth = ledger.iter().map(|served| {
         let mut instants = vec![served.request.t_read_ns];
-        instants.extend((0..TOKENS).map(|i| served.write_of(stream.step_of(i)).unwrap().t_before_ns));
+        instants
+            .extend((0..TOKENS).map(|i| served.write_of(stream.step_of(i)).unwrap().t_before_ns));
         (number_of(served), instants)
     });
     (truth.collect(), seen)
@@ -187,7 +194,9 @@ impl Errors {
             errors.opened += usize::from(seen.opened);
             errors.chunks += TOKENS;
             let true_ttft_ns = truth[1] - truth[0];
-            errors.ttft.push(ms(seen.t_chunks_ns[0] - seen.t_sent_ns - true_ttft_ns));
+            errors
+                .ttft
+                .push(ms(seen.t_chunks_ns[0] - seen.t_sent_ns - true_ttft_ns));
             let gaps = seen.t_chunks_ns.windows(2).zip(truth[1..].windows(2));
             errors
                 .itl
@@ -202,5 +211,9 @@ fn ms(ns: i64) -> f64 {
 }
 
 fn shown(errors: &mut [f64]) -> String {
-    format!("{:.3} / {:.3}", quantile(errors, 0.5), quantile(errors, 0.99))
+    format!(
+        "{:.3} / {:.3}",
+        quantile(errors, 0.5),
+        quantile(errors, 0.99)
+    )
 }

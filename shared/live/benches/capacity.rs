@@ -136,7 +136,10 @@ fn of_recording(server: &Blast, requests: usize) -> Cost {
         let arrivals = (0..requests).map(|_| arrival(Arc::clone(&request), None));
         run(&spec, arrivals).unwrap();
         let manifest = writer.finish().unwrap();
-        let chunks = manifest.segments.iter().filter(|s| s.file.starts_with("chunks/"));
+        let chunks = manifest
+            .segments
+            .iter()
+            .filter(|s| s.file.starts_with("chunks/"));
         (chunks.map(|s| s.rows as usize).sum(), 0)
     });
     cost.reads = checked_reads(&Recording::open(&out).unwrap(), requests);

@@ -562,10 +562,7 @@ fn broken_chunk() -> End {
 fn is_in_chunks(method: &Method, response: &Response<Incoming>) -> bool {
     let has_body = !matches!(response.status().as_u16(), 100..=199 | 204 | 304)
         && !matches!(*method, Method::HEAD | Method::CONNECT);
-    let mut codings = response
-        .headers()
-        .get_all(header::TRANSFER_ENCODING)
-        .iter();
+    let mut codings = response.headers().get_all(header::TRANSFER_ENCODING).iter();
     let chunked = codings
         .next()
         .is_some_and(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"));

@@ -54,7 +54,11 @@ fn print(path: &Path) {
     println!("{rows} chunks; bytes a chunk, and before zstd");
     let mut beside = 0;
     for (name, packed, plain) in &columns {
-        println!("{name:<16} {:>8.3} {:>8.3}", per_row(*packed), per_row(*plain));
+        println!(
+            "{name:<16} {:>8.3} {:>8.3}",
+            per_row(*packed),
+            per_row(*plain)
+        );
         beside += if name == "data" { 0 } else { *packed };
     }
     println!("beside payload   {:>8.3}", per_row(beside));
@@ -87,7 +91,8 @@ fn stream(request_id: i64) -> EventBatch {
     for index in 0..CHUNKS {
         let number = request_id * CHUNKS + index;
         t_ns += 20_000_000 - 2_500_000 + jitter(number, 5_000_000);
-        let word = ["the", " quick", " brown", " fox", " jumps", " over"][jitter(number, 6) as usize];
+        let word =
+            ["the", " quick", " brown", " fox", " jumps", " over"][jitter(number, 6) as usize];
         let data = format!(
             "{{\"id\":\"chatcmpl-{request_id:016x}\",\"object\":\"chat.completion.chunk\",\
              \"created\":1780000000,\"model\":\"m\",\"choices\":[{{\"index\":0,\"delta\":\

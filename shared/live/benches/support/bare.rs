@@ -61,10 +61,7 @@ pub fn run(addr: SocketAddr, connections: usize, requests: usize) -> io::Result<
         let socket = TcpStream::connect(addr)?;
         socket.set_nodelay(true)?;
         socket.set_nonblocking(true)?;
-        epoll.add(
-            &socket,
-            EpollEvent::new(EpollFlags::EPOLLIN, number as u64),
-        )?;
+        epoll.add(&socket, EpollEvent::new(EpollFlags::EPOLLIN, number as u64))?;
         open.push(Connection::start(socket, addr, number)?);
     }
     let mut buffer = vec![0; READ_BYTES];
