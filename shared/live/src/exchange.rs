@@ -295,6 +295,9 @@ impl<'a> Attempt<'a> {
                 Stage::Read
             };
             self.enter_at(stage, read.t_seen_ns);
+            if self.has_enough() && !reader.done_seen() {
+                return Some(Some(self.killed(Kill::GivenUp)));
+            }
             match fed {
                 Fed::All => return None,
                 Fed::Broken => return Some(Some(broken_chunk())),
