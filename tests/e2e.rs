@@ -6,6 +6,7 @@
 
 mod awkward;
 mod crash;
+mod data_sets;
 mod derived;
 mod durability;
 mod explain;

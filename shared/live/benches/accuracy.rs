@@ -175,6 +175,7 @@ fn record(mock: &MockLlm, streams: usize, out: &Path) {
         turn: None,
         parent_request_id: None,
         replay_of: None,
+        conversation: None,
     });
     run(&spec, arrivals).unwrap();
     writer.finish().unwrap();

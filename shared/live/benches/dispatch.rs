@@ -187,6 +187,7 @@ fn record(addr: SocketAddr, rate: usize, warm: usize, out: &Path) -> i64 {
             turn: None,
             parent_request_id: None,
             replay_of: None,
+            conversation: None,
         });
     let workers = Workers::start(&spec, warm).unwrap();
     assert_eq!(workers.warm_connections(), warm);

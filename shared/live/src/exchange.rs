@@ -20,6 +20,7 @@ use crate::arrival::PreparedRequest;
 use crate::connect::{ConnectInstants, Connection};
 use crate::engine::Failure;
 use crate::headers::{recorded_headers, redirect_target};
+use crate::session::next_turn;
 use crate::tap::ReadStamp;
 use crate::worker::{Assignment, Kill, Stage, Watch, Worker, as_ns};
 
@@ -28,20 +29,21 @@ use crate::worker::{Assignment, Kill, Stage, Watch, Worker, as_ns};
 const DRAIN_NS: i64 = 1_000_000_000;
 
 /// Sends the assigned request and records how it ended. A pooled connection that
-/// the server had closed is replaced once, by a fresh one, as a new attempt.
-pub(crate) async fn exchange(worker: Rc<Worker>, assignment: Assignment) {
+/// the server had closed is replaced once, by a fresh one, as a new attempt. Returns
+/// the next turn of its session, when it is due.
+pub(crate) async fn exchange(worker: &Worker, assignment: Assignment) -> Option<Assignment> {
     worker.wait_until_due(&assignment.arrival).await;
     let t_dispatched_ns = worker.clock.now_ns();
     worker.gauges.started();
-    let mut attempt = Attempt::new(&worker, &assignment, t_dispatched_ns, 0);
+    let mut attempt = Attempt::new(worker, &assignment, t_dispatched_ns, 0);
     if attempt.run(Source::Pool).await == Ending::Stale {
-        attempt = Attempt::new(&worker, &assignment, t_dispatched_ns, 1);
+        attempt = Attempt::new(worker, &assignment, t_dispatched_ns, 1);
         attempt.run(Source::Fresh).await;
     }
     worker.gauges.ended(attempt.failure.take());
     drop(attempt);
     // Only now may the next request start: this one is recorded and counted.
-    drop(assignment.slot);
+    next_turn(worker, assignment).await
 }
 
 /// Where an attempt takes its connection from.
@@ -91,6 +93,9 @@ impl<'a> Attempt<'a> {
         attempt: i32,
     ) -> Self {
         let request = &*assignment.arrival.request;
+        if let Some(heard) = &assignment.heard {
+            heard.borrow_mut().begin();
+        }
         Self {
             worker,
             assignment,
@@ -382,6 +387,11 @@ impl<'a> Attempt<'a> {
             payload: None,
         };
         self.worker.gauges.chunk();
+        if let Some(heard) = &self.assignment.heard {
+            heard
+                .borrow_mut()
+                .chunk(chunk.kind, chunk.choice_index, chunk.data);
+        }
         self.worker
             .record(0, |batch| batch.chunks.push(row, Some(chunk.data)));
     }
@@ -419,6 +429,9 @@ impl<'a> Attempt<'a> {
             self.mark_truncated("body", end.body_bytes);
         }
         let ok = end.outcome == Outcome::Ok;
+        if let Some(heard) = &self.assignment.heard {
+            heard.borrow_mut().end(ok, end.body.as_deref(), t_end_ns);
+        }
         self.failure.set((!ok).then(|| Failure {
             request_id: self.assignment.request_id,
             outcome: end.outcome,

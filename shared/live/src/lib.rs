@@ -14,12 +14,13 @@ pub mod engine;
 pub mod exchange;
 pub mod headers;
 mod pace;
+mod session;
 pub mod tap;
 pub mod target;
 pub mod telemetry;
 mod worker;
 
-pub use arrival::{Arrival, PreparedRequest};
+pub use arrival::{Arrival, Conversation, NextTurn, PreparedRequest};
 pub use engine::{Failure, Gauges, RunError, RunSpec, Stop, StopLevel, Workers, run};
 pub use target::{Target, TargetError, TlsOptions};
 pub use telemetry::Telemetry;

@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 
 use crate::arrival::Arrival;
 use crate::engine::{Stop, StopLevel};
+use crate::session::{Course, Heard};
 use crate::worker::Assignment;
 
 /// A free place among the requests in flight.
@@ -136,6 +137,11 @@ impl Pacer {
         queues: &[mpsc::Sender<Assignment>],
     ) -> i64 {
         let mut sent: i64 = 0;
+        let course = Arc::new(Course::new(
+            self.first_request_id,
+            self.until_ns,
+            Arc::clone(&self.stop),
+        ));
         tapedeck_clock::wake_on_time();
         for arrival in arrivals {
             let Some((t_scheduled_ns, slot)) = self.wait(&arrival) else {
@@ -143,10 +149,12 @@ impl Pacer {
             };
             let worker = slot.as_ref().map_or(sent as usize, |s| s.worker) % queues.len();
             let assignment = Assignment {
-                request_id: self.first_request_id + sent,
+                request_id: course.next_request_id(),
+                heard: Heard::of(&arrival),
                 arrival,
                 t_scheduled_ns,
                 slot,
+                course: Arc::clone(&course),
             };
             // A worker that is gone reports its own error when it is joined.
             if queues[worker].blocking_send(assignment).is_err() {

@@ -5,9 +5,12 @@
 //! makes a recording of them.
 
 pub mod args;
+pub mod dialogue;
 mod discover;
+mod download;
 pub mod ending;
 pub mod harness;
+pub mod hub;
 pub mod manifest;
 pub mod output;
 mod progress;
