@@ -35,7 +35,11 @@ fn manifest(out: &Path) -> tapedeck_recording::Manifest {
 }
 
 fn marks(out: &Path, name: &str) -> Vec<MarkRow> {
-    let mut marks = Recording::open(out).unwrap().rows(Table::Marks).unwrap().marks;
+    let mut marks = Recording::open(out)
+        .unwrap()
+        .rows(Table::Marks)
+        .unwrap()
+        .marks;
     marks.retain(|mark| &*mark.name == name);
     marks
 }
@@ -53,32 +57,66 @@ fn hashes(rows: &[RequestRow]) -> Vec<String> {
 fn all_data_sets() -> Vec<(&'static str, String, bool)> {
     let tokenizer = fixture("tokenizer.json");
     vec![
-        ("openqa", format!("--dataset-path {}", fixture("openqa.jsonl")), false),
-        ("longalpaca", format!("--dataset-path {}", fixture("longalpaca.json")), false),
-        ("line_by_line", format!("--dataset-path {}", fixture("line_by_line.txt")), false),
-        ("sharegpt", format!("--dataset-path {}", fixture("sharegpt.json")), true),
+        (
+            "openqa",
+            format!("--dataset-path {}", fixture("openqa.jsonl")),
+            false,
+        ),
+        (
+            "longalpaca",
+            format!("--dataset-path {}", fixture("longalpaca.json")),
+            false,
+        ),
+        (
+            "line_by_line",
+            format!("--dataset-path {}", fixture("line_by_line.txt")),
+            false,
+        ),
+        (
+            "sharegpt",
+            format!("--dataset-path {}", fixture("sharegpt.json")),
+            true,
+        ),
         (
             "sonnet",
-            format!("--dataset-path {} --sonnet-input-len 100 --sonnet-prefix-len 40 --number 6", fixture("sonnet.txt")),
+            format!(
+                "--dataset-path {} --sonnet-input-len 100 --sonnet-prefix-len 40 --number 6",
+                fixture("sonnet.txt")
+            ),
             true,
         ),
         (
             "random",
-            format!("--tokenizer {tokenizer} --random-input-len 20 --random-range-ratio 0.5 --number 6"),
+            format!(
+                "--tokenizer {tokenizer} --random-input-len 20 --random-range-ratio 0.5 --number 6"
+            ),
             true,
         ),
         (
             "prefix",
-            format!("--tokenizer {tokenizer} --prefix-length 8 --input-tokens 6 --prefix-groups 2 --group-prompts 3"),
+            format!(
+                "--tokenizer {tokenizer} --prefix-length 8 --input-tokens 6 --prefix-groups 2 --group-prompts 3"
+            ),
             true,
         ),
         (
             "table",
-            format!("--dataset-path {} --prompt-column ask --output-length-column tokens", fixture("table.csv")),
+            format!(
+                "--dataset-path {} --prompt-column ask --output-length-column tokens",
+                fixture("table.csv")
+            ),
             false,
         ),
-        ("prompts", format!("--dataset-path {}", fixture("prompts")), false),
-        ("speed_benchmark", "--api openai-completions".to_owned(), false),
+        (
+            "prompts",
+            format!("--dataset-path {}", fixture("prompts")),
+            false,
+        ),
+        (
+            "speed_benchmark",
+            "--api openai-completions".to_owned(),
+            false,
+        ),
     ]
 }
 
@@ -88,7 +126,11 @@ fn every_data_set_sends_equal_bytes_for_an_equal_seed_and_salt() {
     for (name, flags, is_seeded) in all_data_sets() {
         let sent = |run: &str, more: &str| {
             let out = dir.path().join(format!("{name}-{run}"));
-            load(&format!("--dataset {name} {flags} --parallel 2 {more}"), &out).expect(0);
+            load(
+                &format!("--dataset {name} {flags} --parallel 2 {more}"),
+                &out,
+            )
+            .expect(0);
             let workload = manifest(&out).workload.unwrap();
             assert_eq!(workload.kind, name);
             (hashes(&requests(&out)), workload.content_hash.unwrap())
@@ -118,7 +160,10 @@ fn data_sets_send_what_their_tools_send() {
         };
         requests(&out).iter().map(text).collect()
     };
-    let flags: BTreeMap<_, _> = all_data_sets().into_iter().map(|(n, f, _)| (n, f)).collect();
+    let flags: BTreeMap<_, _> = all_data_sets()
+        .into_iter()
+        .map(|(n, f, _)| (n, f))
+        .collect();
     assert_eq!(texts("openqa", &flags["openqa"])[0], "什么是熵？");
     assert!(texts("longalpaca", &flags["longalpaca"])[0].starts_with("Below is a paper."));
     assert_eq!(
@@ -149,11 +194,22 @@ fn a_programs_output_is_a_data_set() {
     let run = |name: &str, flags: &[&str]| {
         let out = dir.path().join(name);
         let mut command = program("record");
-        command.args(SIM.split(' ')).arg("--out").arg(&out).args(flags);
+        command
+            .args(SIM.split(' '))
+            .arg("--out")
+            .arg(&out)
+            .args(flags);
         (Ran::from(command.output().unwrap()), out)
     };
     let print = r#"echo '{"q": "one", "n": 3}'; echo '{"q": "two"}'; echo heard >&2"#;
-    let table = ["--dataset-command", print, "--prompt-column", "q", "--output-length-column", "n"];
+    let table = [
+        "--dataset-command",
+        print,
+        "--prompt-column",
+        "q",
+        "--output-length-column",
+        "n",
+    ];
     let (ran, out) = run("table", &table);
     let ran = ran.expect(0);
     assert!(ran.stderr.contains("heard"), "{}", ran.stderr);
@@ -161,7 +217,10 @@ fn a_programs_output_is_a_data_set() {
     assert_eq!(body(&rows[0])["messages"][0]["content"], "one");
     assert_eq!(rows[0].max_output_tokens, Some(3));
     assert_eq!(rows.len(), 2);
-    assert_eq!(manifest(&out).workload.unwrap().path.as_deref(), Some(print));
+    assert_eq!(
+        manifest(&out).workload.unwrap().path.as_deref(),
+        Some(print)
+    );
     let (ran, out) = run("failed", &["--dataset-command", "echo one; exit 4"]);
     let ran = ran.expect(2);
     assert!(ran.stderr.contains("exit status: 4"), "{}", ran.stderr);
@@ -181,17 +240,29 @@ fn system_prompts_templates_and_images_stand_where_they_should() {
     let image = fixture("dot.png");
     let sent = first(
         "chat",
-        format!("--system-prompt @{} --image {image} https://host/x.jpg", system.display()),
+        format!(
+            "--system-prompt @{} --image {image} https://host/x.jpg",
+            system.display()
+        ),
     );
-    assert_eq!(sent["messages"][0], json!({"role": "system", "content": "Be kind."}));
+    assert_eq!(
+        sent["messages"][0],
+        json!({"role": "system", "content": "Be kind."})
+    );
     let parts = &sent["messages"][1]["content"];
     assert_eq!(parts[0], json!({"type": "text", "text": "hi"}));
     let url = parts[1]["image_url"]["url"].as_str().unwrap();
-    assert!(url.starts_with("data:image/png;base64,iVBORw0KGgo"), "{url}");
+    assert!(
+        url.starts_with("data:image/png;base64,iVBORw0KGgo"),
+        "{url}"
+    );
     assert_eq!(parts[2]["image_url"]["url"], "https://host/x.jpg");
     let sent = first(
         "template",
-        format!("--api openai-completions --template qwen --system-prompt-path {}", system.display()),
+        format!(
+            "--api openai-completions --template qwen --system-prompt-path {}",
+            system.display()
+        ),
     );
     assert_eq!(
         sent["prompt"],
@@ -211,12 +282,17 @@ fn sessions(out: &Path) -> BTreeMap<String, Vec<RequestRow>> {
 
 /// What the first choice of a streamed answer says.
 fn said(out: &Path, request_id: i64) -> String {
-    let rows = Recording::open(out).unwrap().rows(Table::Chunks).unwrap().chunks;
+    let rows = Recording::open(out)
+        .unwrap()
+        .rows(Table::Chunks)
+        .unwrap()
+        .chunks;
     let mut text = String::new();
     for row in rows.rows.iter().filter(|row| row.request_id == request_id) {
         let payload = rows.payload(row).unwrap_or_default();
         let chunk: Option<Value> = serde_json::from_slice(payload).ok();
-        let content = chunk.and_then(|c| Some(c["choices"][0]["delta"]["content"].as_str()?.to_owned()));
+        let content =
+            chunk.and_then(|c| Some(c["choices"][0]["delta"]["content"].as_str()?.to_owned()));
         text.push_str(&content.unwrap_or_default());
     }
     text
@@ -225,10 +301,14 @@ fn said(out: &Path, request_id: i64) -> String {
 #[test]
 fn turns_follow_one_another_and_carry_what_was_said() {
     let dir = tempfile::tempdir().unwrap();
-    let sharegpt = format!("--dataset sharegpt --dataset-path {} --parallel 2", fixture("sharegpt.json"));
+    let sharegpt = format!(
+        "--dataset sharegpt --dataset-path {} --parallel 2",
+        fixture("sharegpt.json")
+    );
     for replies in ["live", "recorded"] {
         let out = dir.path().join(replies);
-        let line = format!("{sharegpt} --num-turns 3 --multi-turn-replies {replies} --think-time 30ms");
+        let line =
+            format!("{sharegpt} --num-turns 3 --multi-turn-replies {replies} --think-time 30ms");
         load(&line, &out).expect(0);
         let ends: BTreeMap<i64, i64> = Recording::open(&out)
             .unwrap()
@@ -241,13 +321,15 @@ fn turns_follow_one_another_and_carry_what_was_said() {
         let sessions = sessions(&out);
         let mut lengths: Vec<usize> = sessions.values().map(Vec::len).collect();
         lengths.sort_unstable();
-        assert_eq!(lengths, [1, 2, 3]);
+        assert_eq!(lengths, [1, 1, 1, 2, 3]);
         for turns in sessions.values() {
             for (turn, row) in (0..).zip(turns) {
                 assert_eq!(row.turn, Some(turn));
             }
             for pair in turns.windows(2) {
-                let [before, after] = pair else { unreachable!() };
+                let [before, after] = pair else {
+                    unreachable!()
+                };
                 assert_eq!(after.parent_request_id, Some(before.request_id));
                 assert!(after.request_id > before.request_id);
                 // Due after the think time, which starts when the turn before ends.
@@ -256,7 +338,11 @@ fn turns_follow_one_another_and_carry_what_was_said() {
                 assert!(after.t_sent_ns.unwrap() >= due_ns);
                 let (old, new) = (before.body.as_ref().unwrap(), after.body.as_ref().unwrap());
                 let front = old.windows(2).rposition(|two| two == b"}]").unwrap() + 1;
-                assert_eq!(new[..front], old[..front], "the front is byte for byte the same");
+                assert_eq!(
+                    new[..front],
+                    old[..front],
+                    "the front is byte for byte the same"
+                );
                 let messages = body(after)["messages"].clone();
                 let reply = messages[messages.as_array().unwrap().len() - 2].clone();
                 assert_eq!(reply["role"], "assistant");
@@ -272,14 +358,18 @@ fn turns_follow_one_another_and_carry_what_was_said() {
         }
         let settings = &manifest(&out).settings["dataset"]["sessions"];
         assert_eq!(settings["replies"], replies);
-        assert_eq!(settings["turns"], 6);
+        assert_eq!(settings["turns"], 8);
     }
     // Recorded replies make every turn known beforehand: equal seeds, equal bytes.
     let by_turn = |out: &Path| -> Vec<Vec<String>> {
         sessions(out).values().map(|turns| hashes(turns)).collect()
     };
     let again = dir.path().join("again");
-    load(&format!("{sharegpt} --num-turns 3 --multi-turn-replies recorded"), &again).expect(0);
+    load(
+        &format!("{sharegpt} --num-turns 3 --multi-turn-replies recorded"),
+        &again,
+    )
+    .expect(0);
     assert_eq!(by_turn(&again), by_turn(&dir.path().join("recorded")));
 }
 
@@ -289,7 +379,10 @@ fn lines_of_messages_and_tables_hold_sessions_too() {
     let lengths = |name: &str, flags: &str| -> BTreeMap<String, usize> {
         let out = dir.path().join(name);
         load(flags, &out).expect(0);
-        sessions(&out).into_iter().map(|(id, turns)| (id, turns.len())).collect()
+        sessions(&out)
+            .into_iter()
+            .map(|(id, turns)| (id, turns.len()))
+            .collect()
     };
     let flags = format!(
         "--dataset table --dataset-path {} --prompt-column ask --session-column talk --reply-column answer --num-turns 5 --multi-turn-replies recorded --number 3",
@@ -298,11 +391,17 @@ fn lines_of_messages_and_tables_hold_sessions_too() {
     let expected = [("a", 2), ("a#1", 2), ("b", 1)];
     let expected: BTreeMap<String, usize> = expected.map(|(id, n)| (id.to_owned(), n)).into();
     assert_eq!(lengths("table", &flags), expected);
-    let flags = format!("--dataset-path {} --num-turns 5", fixture("line_by_line.txt"));
+    let flags = format!(
+        "--dataset-path {} --num-turns 5",
+        fixture("line_by_line.txt")
+    );
     let found: Vec<usize> = lengths("lines", &flags).into_values().collect();
     assert_eq!(found, [1, 2, 1]);
     // Prompts without sessions of their own: consecutive ones, by live replies.
-    let flags = format!("--dataset openqa --dataset-path {} --num-turns 2", fixture("openqa.jsonl"));
+    let flags = format!(
+        "--dataset openqa --dataset-path {} --num-turns 2",
+        fixture("openqa.jsonl")
+    );
     let found: Vec<usize> = lengths("grouped", &flags).into_values().collect();
     assert_eq!(found, [2, 1]);
     let refused = load(
@@ -310,7 +409,11 @@ fn lines_of_messages_and_tables_hold_sessions_too() {
         &dir.path().join("none"),
     );
     let refused = refused.expect(2);
-    assert!(refused.stderr.contains("--reply-column"), "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("--reply-column"),
+        "{}",
+        refused.stderr
+    );
 }
 
 /// The second request of every three fails.
@@ -347,8 +450,14 @@ fn a_turn_that_fails_ends_its_session_and_frees_its_slot() {
         assert_eq!(detail["turns_not_sent"], 1);
         assert_eq!(detail["reason"], "the turn failed");
     }
-    let responses = Recording::open(&out).unwrap().rows(Table::Responses).unwrap().responses;
-    let failed = responses.iter().filter(|row| row.outcome == Outcome::HttpError);
+    let responses = Recording::open(&out)
+        .unwrap()
+        .rows(Table::Responses)
+        .unwrap()
+        .responses;
+    let failed = responses
+        .iter()
+        .filter(|row| row.outcome == Outcome::HttpError);
     assert_eq!(failed.count(), 2);
 }
 
@@ -358,11 +467,19 @@ fn hub(request: &Received) -> Reply {
     let records = "{\"question\":\"from the hub\"}\n{\"question\":\"again\"}\n";
     let path = request.path.split('?').next().unwrap();
     let header = |name: &str| {
-        let found = request.headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name));
+        let found = request
+            .headers
+            .iter()
+            .find(|(n, _)| n.eq_ignore_ascii_case(name));
         found.map(|(_, value)| value.clone())
     };
     let file = |extra: &str, body: &str| {
-        Reply::from(vec![Step::send(replies::whole(200, "application/octet-stream", extra, body))])
+        Reply::from(vec![Step::send(replies::whole(
+            200,
+            "application/octet-stream",
+            extra,
+            body,
+        ))])
     };
     match path {
         "/api/datasets/o/one/revision/main" => {
@@ -377,7 +494,9 @@ fn hub(request: &Received) -> Reply {
         "/datasets/o/one/resolve/main/qa.jsonl" => Reply::from(vec![Step::send(replies::whole(
             302,
             "text/plain",
-            &format!("location: /store/qa\r\nx-repo-commit: c0ffee\r\nx-linked-etag: \"{RECORDS_SHA256}\"\r\n"),
+            &format!(
+                "location: /store/qa\r\nx-repo-commit: c0ffee\r\nx-linked-etag: \"{RECORDS_SHA256}\"\r\n"
+            ),
             "",
         ))]),
         "/datasets/o/bad/resolve/main/qa.jsonl" => {
@@ -391,16 +510,32 @@ fn hub(request: &Received) -> Reply {
             }
             Some(range) => {
                 assert_eq!(header("if-range").as_deref(), Some("\"e1\""));
-                let from: usize = range.trim_start_matches("bytes=").trim_end_matches('-').parse().unwrap();
-                let extra = format!("etag: \"e1\"\r\ncontent-range: bytes {from}-{}/{}\r\n", records.len() - 1, records.len());
-                Reply::from(vec![Step::send(replies::whole(206, "text/plain", &extra, &records[from..]))])
+                let from: usize = range
+                    .trim_start_matches("bytes=")
+                    .trim_end_matches('-')
+                    .parse()
+                    .unwrap();
+                let extra = format!(
+                    "etag: \"e1\"\r\ncontent-range: bytes {from}-{}/{}\r\n",
+                    records.len() - 1,
+                    records.len()
+                );
+                Reply::from(vec![Step::send(replies::whole(
+                    206,
+                    "text/plain",
+                    &extra,
+                    &records[from..],
+                ))])
             }
         },
-        "/o/model/resolve/main/tokenizer.json" => {
-            file("etag: \"t\"\r\n", &fs::read_to_string(fixture("tokenizer.json")).unwrap())
-        }
+        "/o/model/resolve/main/tokenizer.json" => file(
+            "etag: \"t\"\r\n",
+            &fs::read_to_string(fixture("tokenizer.json")).unwrap(),
+        ),
         "/api/v1/datasets/o/ms/repo" => file("", records),
-        "/datasets/o/private/resolve/main/x.jsonl" if header("authorization").as_deref() != Some("Bearer s3cret") => {
+        "/datasets/o/private/resolve/main/x.jsonl"
+            if header("authorization").as_deref() != Some("Bearer s3cret") =>
+        {
             replies::json(401, "{}")
         }
         "/datasets/o/private/resolve/main/x.jsonl" => file("", records),
@@ -420,13 +555,23 @@ impl HubTrial {
     fn run(&self, name: &str, flags: &str, variables: &[(&str, &str)]) -> (Ran, PathBuf) {
         let out = self.dir.path().join(name);
         let mut command = program("record");
-        for variable in ["HF_ENDPOINT", "HF_TOKEN", "MODELSCOPE_ENDPOINT", "MODELSCOPE_DOMAIN", "HF_HUB_OFFLINE"] {
+        for variable in [
+            "HF_ENDPOINT",
+            "HF_TOKEN",
+            "MODELSCOPE_ENDPOINT",
+            "MODELSCOPE_DOMAIN",
+            "HF_HUB_OFFLINE",
+        ] {
             command.env_remove(variable);
         }
         command.env("NO_PROXY", "127.0.0.1");
         command.args(SIM.split(' ')).arg("--out").arg(&out);
-        command.arg("--hub-cache").arg(self.dir.path().join("cache"));
-        command.args(flags.split(' ')).envs(variables.iter().copied());
+        command
+            .arg("--hub-cache")
+            .arg(self.dir.path().join("cache"));
+        command
+            .args(flags.split(' '))
+            .envs(variables.iter().copied());
         (command.output().unwrap().into(), out)
     }
 
@@ -450,9 +595,17 @@ fn a_hub_is_asked_once_and_offline_never() {
     let (ran, out) = trial.run("nobody", flags, &[]);
     assert!(ran.expect(2).stderr.contains("HF_ENDPOINT"));
     assert!(!out.exists());
-    let (ran, _) = trial.run("offline", &format!("{flags} --hub-url {url} --offline"), &[]);
+    let (ran, _) = trial.run(
+        "offline",
+        &format!("{flags} --hub-url {url} --offline"),
+        &[],
+    );
     let ran = ran.expect(2);
-    assert!(ran.stderr.contains("nothing is downloaded offline"), "{}", ran.stderr);
+    assert!(
+        ran.stderr.contains("nothing is downloaded offline"),
+        "{}",
+        ran.stderr
+    );
     assert_eq!(trial.asked(), 0);
 
     let (ran, out) = trial.run("first", flags, &[("HF_ENDPOINT", &url)]);
@@ -461,7 +614,10 @@ fn a_hub_is_asked_once_and_offline_never() {
     assert_eq!(body(&first[0])["messages"][0]["content"], "from the hub");
     let manifest = manifest(&out);
     let name = "hf:o/one/qa.jsonl@main";
-    assert_eq!(manifest.workload.as_ref().unwrap().path.as_deref(), Some(name));
+    assert_eq!(
+        manifest.workload.as_ref().unwrap().path.as_deref(),
+        Some(name)
+    );
     let told = &manifest.settings["dataset"]["hub"];
     assert_eq!(told["name"], name);
     assert_eq!(told["commit"], "c0ffee");
@@ -482,7 +638,11 @@ fn a_download_that_breaks_off_goes_on_and_a_wrong_one_is_refused() {
     let cut = format!("{hub} --dataset-path hf:o/cut/cut.jsonl@v1");
     let (ran, _) = trial.run("cut", &cut, &[]);
     let ran = ran.expect(2);
-    assert!(ran.stderr.contains("goes on where it broke off"), "{}", ran.stderr);
+    assert!(
+        ran.stderr.contains("goes on where it broke off"),
+        "{}",
+        ran.stderr
+    );
     let (ran, out) = trial.run("resumed", &cut, &[]);
     ran.expect(0);
     assert_eq!(requests(&out).len(), 2);

@@ -341,7 +341,7 @@ mod tests {
         let Command::Load(args) = cli.command else {
             unreachable!()
         };
-        let random = args.workload.random;
+        let random = args.workload.made;
         assert_eq!(random.input_tokens, Some(3));
         assert_eq!(random.output_tokens, Some(4));
         assert_eq!(random.random_range_ratio, Some(0.5));
