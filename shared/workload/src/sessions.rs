@@ -93,11 +93,19 @@ pub(crate) fn by_session(
 }
 
 /// Conversations of `turns` consecutive prompts each, whose replies nobody knows.
+/// A body without messages has no place for a reply: it stays a lone request.
 pub(crate) fn in_groups(prompts: Vec<Prompt>, turns: usize) -> Vec<Prompt> {
+    let goes_on = |item: &Item| match item {
+        Item::Text(_) | Item::Messages(_) => true,
+        Item::Body(body) => body.get("messages").is_some_and(Value::is_array),
+    };
     let mut sessions: Vec<Prompt> = Vec::new();
     for prompt in prompts {
+        let can_follow = goes_on(&prompt.item);
         match sessions.last_mut() {
-            Some(session) if session.turns.len() + 1 < turns => {
+            Some(session)
+                if can_follow && goes_on(&session.item) && session.turns.len() + 1 < turns =>
+            {
                 session.turns.push(turn_of(prompt, None));
             }
             _ => sessions.push(prompt),
@@ -197,7 +205,13 @@ mod tests {
     fn prompts_without_sessions_are_grouped_in_their_order() {
         let prompts = ["1", "2", "3", "4", "5"].map(|t| prompt(t, None)).to_vec();
         let sessions = in_groups(prompts, 2);
-        let lengths: Vec<usize> = sessions.iter().map(|s| s.turns.len()).collect();
-        assert_eq!(lengths, [1, 1, 0]);
+        let lengths = |sessions: &[Prompt]| -> Vec<usize> {
+            sessions.iter().map(|s| s.turns.len()).collect()
+        };
+        assert_eq!(lengths(&sessions), [1, 1, 0]);
+        let body = json!({"prompt": "p"}).as_object().unwrap().clone();
+        let lone: Prompt = Item::Body(body).into();
+        let sessions = in_groups(vec![prompt("1", None), lone.clone(), lone], 2);
+        assert_eq!(lengths(&sessions), [0, 0, 0]);
     }
 }
