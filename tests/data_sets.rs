@@ -464,7 +464,6 @@ fn a_turn_that_fails_ends_its_session_and_frees_its_slot() {
 /// A hub with one data set of two files and one model, which cuts off the first
 /// answer to `cut.jsonl` in the middle and resumes it.
 fn hub(request: &Received) -> Reply {
-    let records = "{\"question\":\"from the hub\"}\n{\"question\":\"again\"}\n";
     let path = request.path.split('?').next().unwrap();
     let header = |name: &str| {
         let found = request
@@ -500,50 +499,44 @@ fn hub(request: &Received) -> Reply {
             "",
         ))]),
         "/datasets/o/bad/resolve/main/qa.jsonl" => {
-            file(&format!("etag: \"{}\"\r\n", "0".repeat(64)), records)
+            file(&format!("etag: \"{}\"\r\n", "0".repeat(64)), RECORDS)
         }
-        "/store/qa" => file("etag: \"store\"\r\n", records),
-        "/datasets/o/cut/resolve/v1/cut.jsonl" => match header("range") {
-            None => {
-                let whole = replies::whole(200, "text/plain", "etag: \"e1\"\r\n", records);
-                Reply::from(vec![Step::send(&whole[..whole.len() - 25]), Step::Close])
-            }
-            Some(range) => {
-                assert_eq!(header("if-range").as_deref(), Some("\"e1\""));
-                let from: usize = range
-                    .trim_start_matches("bytes=")
-                    .trim_end_matches('-')
-                    .parse()
-                    .unwrap();
-                let extra = format!(
-                    "etag: \"e1\"\r\ncontent-range: bytes {from}-{}/{}\r\n",
-                    records.len() - 1,
-                    records.len()
-                );
-                Reply::from(vec![Step::send(replies::whole(
-                    206,
-                    "text/plain",
-                    &extra,
-                    &records[from..],
-                ))])
-            }
-        },
+        "/store/qa" => file("etag: \"store\"\r\n", RECORDS),
+        "/datasets/o/cut/resolve/v1/cut.jsonl" => {
+            cut_off(header("range").as_deref(), header("if-range").as_deref())
+        }
         "/o/model/resolve/main/tokenizer.json" => file(
             "etag: \"t\"\r\n",
             &fs::read_to_string(fixture("tokenizer.json")).unwrap(),
         ),
-        "/api/v1/datasets/o/ms/repo" => file("", records),
+        "/api/v1/datasets/o/ms/repo" => file("", RECORDS),
         "/datasets/o/private/resolve/main/x.jsonl"
             if header("authorization").as_deref() != Some("Bearer s3cret") =>
         {
             replies::json(401, "{}")
         }
-        "/datasets/o/private/resolve/main/x.jsonl" => file("", records),
+        "/datasets/o/private/resolve/main/x.jsonl" => file("", RECORDS),
         _ => replies::json(404, "{}"),
     }
 }
 
-/// Of the records that [`hub`] serves.
+/// The first answer breaks off in the middle, the next goes on there.
+fn cut_off(range: Option<&str>, if_range: Option<&str>) -> Reply {
+    let Some(range) = range else {
+        let whole = replies::whole(200, "text/plain", "etag: \"e1\"\r\n", RECORDS);
+        return Reply::from(vec![Step::send(&whole[..whole.len() - 25]), Step::Close]);
+    };
+    assert_eq!(if_range, Some("\"e1\""));
+    let from = range.trim_start_matches("bytes=").trim_end_matches('-');
+    let from: usize = from.parse().unwrap();
+    let (last, length) = (RECORDS.len() - 1, RECORDS.len());
+    let extra = format!("etag: \"e1\"\r\ncontent-range: bytes {from}-{last}/{length}\r\n");
+    let rest = replies::whole(206, "text/plain", &extra, &RECORDS[from..]);
+    Reply::from(vec![Step::send(rest)])
+}
+
+/// What [`hub`] serves, and its digest.
+const RECORDS: &str = "{\"question\":\"from the hub\"}\n{\"question\":\"again\"}\n";
 const RECORDS_SHA256: &str = "9ffa706186f68ea785ead09a9a1d3bf7461ead51b6734bfaf2717b7f28548c19";
 
 struct HubTrial {

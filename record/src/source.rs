@@ -320,7 +320,7 @@ fn is_random(dataset: Dataset) -> bool {
 /// Flags that would say nothing to the data set are an error, not a surprise.
 fn refuse_strangers(workload: &WorkloadArgs, named: Option<Dataset>) -> Result<()> {
     use Dataset::{LongAlpaca, OpenQa, Prefix, Random, ShareGpt, Sonnet, Table};
-    let (made, columns, lengths) = (&workload.made, &workload.columns, &workload.lengths);
+    let (made, columns) = (&workload.made, &workload.columns);
     const MADE: &[Dataset] = &[Random, Prefix, Sonnet];
     const TABLES: &[Dataset] = &[Table, OpenQa, LongAlpaca];
     for (flag, is_set, takers, hint) in [
@@ -376,7 +376,12 @@ fn refuse_strangers(workload: &WorkloadArgs, named: Option<Dataset>) -> Result<(
             bail!("{flag} is for --dataset {}{hint}", names.join(", "));
         }
     }
-    let Some(named) = named else { return Ok(()) };
+    named.map_or(Ok(()), |named| refuse_file_flags(workload, named))
+}
+
+/// Prompts that are made have no file, and random ones their own lengths.
+fn refuse_file_flags(workload: &WorkloadArgs, named: Dataset) -> Result<()> {
+    let lengths = &workload.lengths;
     let needs_no_file =
         is_random(named) || matches!(named, Dataset::SpeedBenchmark | Dataset::SpeedBenchmarkLong);
     let has_file = workload.dataset_path.is_some() || workload.dataset_command.is_some();
