@@ -12,6 +12,7 @@ mod retention;
 mod rotation;
 mod simulate;
 pub mod source;
+mod upstreams;
 pub mod workload;
 
 use std::process::ExitCode;

@@ -11,7 +11,7 @@ use tapedeck_recording::manifest::Workload;
 use tapedeck_recording::{Phase, body_hash};
 use tapedeck_run::dialogue::Sessions;
 use tapedeck_run::ending::Ending;
-use tapedeck_run::harness::{Harness, Plan};
+use tapedeck_run::harness::{Harness, Plan, Seeded};
 use tapedeck_run::manifest::{Described, timeouts_json};
 use tapedeck_run::output::{self, Outcome, content_hash};
 use tapedeck_run::requests::{RequestBuilder, body_json, body_options, timeouts};
@@ -49,7 +49,12 @@ pub fn run(args: &LoadArgs) -> Result<Ending> {
         requests,
         sessions: Arc::new(sessions),
     };
-    let harness = Harness::new(&server, &args.connection, &args.output)?;
+    let seeded = Seeded {
+        seed: args.workload.seed,
+        tokenizer_path: args.workload.tokenizer_path.as_deref(),
+    };
+    let sampling = server.sampling(&args.server_metrics, &args.target)?;
+    let harness = Harness::new(&server, &args.connection, &args.output, seeded, sampling)?;
     let mut done = Vec::new();
     for (level, dir) in levels.iter().zip(folders(&root, &levels)) {
         if harness.stop.level() != StopLevel::Run {

@@ -13,7 +13,10 @@ pub mod connect;
 pub mod engine;
 pub mod exchange;
 pub mod headers;
+pub mod lag;
 mod pace;
+pub mod policy;
+pub mod secrets;
 mod session;
 pub mod tap;
 pub mod target;
@@ -22,6 +25,7 @@ mod worker;
 
 pub use arrival::{Arrival, Conversation, NextTurn, PreparedRequest};
 pub use engine::{Failure, Gauges, RunError, RunSpec, Stop, StopLevel, Workers, run};
+pub use policy::{AttemptPolicy, CancelAfter, Cancellation};
 pub use target::{Target, TargetError, TlsOptions};
 pub use telemetry::Telemetry;
 pub use worker::Timeouts;

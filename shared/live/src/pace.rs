@@ -10,7 +10,7 @@ use tapedeck_recording::Sink;
 use tokio::sync::mpsc;
 
 use crate::arrival::Arrival;
-use crate::engine::{Stop, StopLevel};
+use crate::engine::{Gauges, Stop, StopLevel};
 use crate::session::{Course, Heard};
 use crate::worker::Assignment;
 
@@ -34,6 +34,7 @@ pub(crate) struct Slots {
 #[derive(Debug)]
 pub(crate) struct SlotGuard {
     clock: RunClock,
+    freed_ns: i64,
     worker: usize,
     give_back: SyncSender<Slot>,
 }
@@ -72,6 +73,7 @@ pub(crate) struct Pacer {
     pub(crate) sink: Sink,
     pub(crate) slots: Option<Slots>,
     pub(crate) hand_over: Arc<HandOver>,
+    pub(crate) gauges: Arc<Gauges>,
     pub(crate) start_ns: i64,
     pub(crate) until_ns: i64,
     pub(crate) first_request_id: i64,
@@ -148,11 +150,18 @@ impl Pacer {
                 break;
             };
             let worker = slot.as_ref().map_or(sent as usize, |s| s.worker) % queues.len();
+            // Waiting for a slot is load, not lateness.
+            let freed_ns = slot.as_ref().map_or(t_scheduled_ns, |s| s.freed_ns);
+            let t_ready_ns = t_scheduled_ns.max(freed_ns);
+            self.gauges
+                .pacer_lag
+                .observe(self.clock.now_ns() - t_ready_ns);
             let assignment = Assignment {
                 request_id: course.next_request_id(),
                 heard: Heard::of(&arrival),
                 arrival,
                 t_scheduled_ns,
+                t_ready_ns,
                 slot,
                 course: Arc::clone(&course),
             };
@@ -179,6 +188,7 @@ impl Pacer {
         let slot = self.wait_for_slot(slots)?;
         let guard = SlotGuard {
             clock: self.clock,
+            freed_ns: slot.freed_ns,
             worker: slot.worker,
             give_back: slots.give_back.clone(),
         };

@@ -169,6 +169,7 @@ pub(crate) async fn next_turn(worker: &Worker, assignment: Assignment) -> Option
         heard: Heard::of(&next),
         arrival: next,
         t_scheduled_ns: due_ns,
+        t_ready_ns: due_ns,
         slot,
         course,
     })

@@ -9,7 +9,9 @@ pub mod dialogue;
 mod discover;
 mod download;
 pub mod ending;
+pub mod gpu;
 pub mod harness;
+mod http_client;
 pub mod hub;
 pub mod manifest;
 pub mod output;
@@ -17,6 +19,8 @@ mod progress;
 #[cfg(feature = "report")]
 mod report;
 pub mod requests;
+pub mod sampling;
 pub mod secrets;
 pub mod server;
+pub mod server_metrics;
 pub mod signals;

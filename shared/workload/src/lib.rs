@@ -39,3 +39,4 @@ pub use lengths::PromptLengths;
 pub use prompts::{Item, Prompt, Turn};
 pub use shaping::Shaping;
 pub use sonnet::SonnetLengths;
+pub use tokens::{Encoder, encoder};
