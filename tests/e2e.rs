@@ -7,6 +7,7 @@
 mod attempts;
 mod awkward;
 mod crash;
+mod data_sets;
 mod derived;
 mod distribution;
 mod durability;

@@ -1,6 +1,7 @@
 //! The recorder: `record load`, `record proxy`, `record simulate` and `record repair`.
 //!
-//! [`cli`] is what the user typed, [`config`] what it means, [`load`] the run.
+//! [`cli`] and [`workload`] are what the user typed, [`config`] and [`source`] what
+//! it means, [`load`] the run.
 
 pub mod cli;
 pub mod config;
@@ -10,7 +11,9 @@ mod repair;
 mod retention;
 mod rotation;
 mod simulate;
+pub mod source;
 mod upstreams;
+pub mod workload;
 
 use std::process::ExitCode;
 

@@ -99,6 +99,7 @@ fn arrival(planned: &Planned, request: &Arc<PreparedRequest>) -> Arrival {
         turn: original.turn,
         parent_request_id: None,
         replay_of: Some(original.request_id),
+        conversation: None,
     }
 }
 

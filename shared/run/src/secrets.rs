@@ -63,7 +63,13 @@ const SECRET_FLAGS: &[&str] = &["--api-key"];
 /// Flags whose value is `name=secret`.
 const PAIR_FLAGS: &[&str] = &["--header", "--headers"];
 const ENDPOINT_FLAG: &str = "--endpoint";
-const URL_FLAGS: &[&str] = &["--url", "--base-url", "--upstream", "--server-metrics"];
+const URL_FLAGS: &[&str] = &[
+    "--url",
+    "--base-url",
+    "--upstream",
+    "--hub-url",
+    "--server-metrics",
+];
 
 /// A command line with its secrets masked. Header values are always masked: a
 /// name does not tell whether its value is harmless.
@@ -92,6 +98,8 @@ pub fn mask_command(arguments: impl IntoIterator<Item = String>) -> Vec<String> 
 /// Flags whose values are, or may hold, what is sent to a model.
 const TEXT_FLAGS: &[&str] = &[
     "--prompt",
+    "--system-prompt",
+    "--image",
     "--stop",
     "--extra-body",
     "--extra-args",
