@@ -7,6 +7,7 @@
 mod awkward;
 mod crash;
 mod derived;
+mod dialects;
 mod durability;
 mod explain;
 #[allow(

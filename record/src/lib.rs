@@ -1,7 +1,9 @@
-//! The recorder: `record load`, `record proxy`, `record simulate` and `record repair`.
+//! The recorder: `record load`, `record proxy`, `record simulate`, `record repair`
+//! and `record apis`.
 //!
 //! [`cli`] is what the user typed, [`config`] what it means, [`load`] the run.
 
+mod apis;
 pub mod cli;
 pub mod config;
 pub mod load;
@@ -25,6 +27,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Proxy(args) => proxy::run(&args),
         Command::Simulate(args) => simulate::run(&args).map(|()| Ending::Fine),
         Command::Repair(args) => repair::run(&args).map(|()| Ending::Fine),
+        Command::Apis(args) => apis::run(&args),
     };
     exit_code(result)
 }

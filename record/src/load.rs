@@ -13,8 +13,10 @@ use tapedeck_run::ending::Ending;
 use tapedeck_run::harness::{Harness, Plan};
 use tapedeck_run::manifest::{Described, timeouts_json};
 use tapedeck_run::output::{self, Outcome, content_hash};
-use tapedeck_run::requests::{RequestBuilder, body_json, body_options, timeouts};
+use tapedeck_run::requests::{RequestBuilder, body_json, body_options, check_places, timeouts};
+use tapedeck_run::secrets::recorded_dialect;
 use tapedeck_run::server::Server;
+use tapedeck_wire::dialect::Placeholder;
 use tapedeck_workload::BodyOptions;
 use tapedeck_workload::dataset::{self, CountedBy};
 
@@ -33,6 +35,7 @@ pub fn run(args: &LoadArgs) -> Result<Ending> {
         // A large data set takes a core many seconds.
         eprintln!("counting tokens with {}", tokenizer.display());
     }
+    check_places(args.api, &body_options(&args.body, None)?)?;
     let source = config::source(args)?;
     tell(&source);
     let levels = config::levels(&args.shape, source.default_number)?;
@@ -125,8 +128,11 @@ fn requests(
         .iter()
         .map(|prompt| builder.request(prompt, &options))
         .collect();
-    if requests.iter().any(|r| r.model.is_none()) {
-        let found = server.first_model(&args.target, &timeouts(&args.connection))?;
+    let body = &args.api.dialect().request.body;
+    let names_model = body.place_of(Placeholder::Model).is_some();
+    if names_model && requests.iter().any(|r| r.model.is_none()) {
+        let timeouts = timeouts(&args.connection);
+        let found = server.first_model(&args.target, args.api, &timeouts)?;
         let options = body_options(&args.body, Some(found))?;
         for (request, prompt) in requests.iter_mut().zip(prompts) {
             if request.model.is_none() {
@@ -248,6 +254,7 @@ impl Load<'_> {
         let burstiness = level.burstiness;
         json!({
             "api": self.args.api.as_str(),
+            "dialect": recorded_dialect(self.args.api),
             "url_path": &*self.requests[0].url_path,
             "model": self.requests[0].model.as_deref(),
             "body": body_json(&self.options),

@@ -19,7 +19,7 @@ use tapedeck_run::ending::Ending;
 use tapedeck_run::harness::raise_open_files_limit;
 use tapedeck_run::manifest::Described;
 use tapedeck_run::output;
-use tapedeck_run::secrets::{mask_query, mask_url};
+use tapedeck_run::secrets::{mask_query, mask_url, recorded_dialect};
 use tapedeck_run::signals;
 use url::Url;
 
@@ -188,7 +188,7 @@ fn rules(args: &ProxyArgs) -> Result<Rules> {
     }
     Ok(Rules {
         patterns: match what.patterns.is_empty() {
-            true => Rules::default_patterns(),
+            true => Rules::default_patterns(what.api),
             false => what.patterns.iter().map(|p| Pattern::new(p)).collect(),
         },
         default_api: what.api,
@@ -249,7 +249,12 @@ fn described(args: &ProxyArgs, settings: &Settings) -> Described {
 fn settings_json(args: &ProxyArgs, settings: &Settings) -> Value {
     let what = &args.what;
     let patterns = match what.patterns.is_empty() {
-        true => json!(["*/chat/completions", "*/completions"]),
+        true => json!(
+            Rules::default_patterns(what.api)
+                .iter()
+                .map(Pattern::as_str)
+                .collect::<Vec<_>>()
+        ),
         false => json!(what.patterns),
     };
     json!({
@@ -257,6 +262,7 @@ fn settings_json(args: &ProxyArgs, settings: &Settings) -> Value {
         "admin": args.admin.map(|addr| addr.to_string()),
         "match": patterns,
         "api": what.api.as_str(),
+        "dialect": recorded_dialect(what.api),
         "session_header": what.session_header,
         "session_field": what.session_field,
         "sample": what.sample,

@@ -30,7 +30,7 @@ use tapedeck_live::{
 use tapedeck_recording::{
     ChunkKind, ChunkRow, EventBatch, Manifest, Phase, Recording, SegmentLimits, Table, Writer,
 };
-use tapedeck_wire::openai::Api;
+use tapedeck_wire::dialect::Api;
 
 #[path = "../../../tests/support/mock_llm.rs"]
 #[allow(

@@ -23,7 +23,7 @@ use tapedeck_live::{
 };
 use tapedeck_recording::{Manifest, Phase, Recording, RequestRow, SegmentLimits, Table, Writer};
 use tapedeck_simulator::{SimConfig, Simulator};
-use tapedeck_wire::openai::Api;
+use tapedeck_wire::dialect::Api;
 
 const SECONDS: usize = 10;
 /// Requests before this much of a run has passed are counted apart: they open the

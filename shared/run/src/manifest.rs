@@ -36,7 +36,7 @@ pub fn describe(clock: RunClock, described: &Described, privacy: &Privacy) -> Ma
     settings["content"] = json!(privacy.content().as_str());
     if privacy.content() != Content::Full {
         command = mask_texts(command, |text| privacy.hash(text.as_bytes()));
-        for key in ["body", "where"] {
+        for key in ["body", "dialect", "where"] {
             settings.as_object_mut().and_then(|s| s.remove(key));
         }
         let hash = workload.content_hash.take();
