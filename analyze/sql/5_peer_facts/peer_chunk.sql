@@ -6,7 +6,7 @@
 --   attempt            INT      -   -  Key.
 --   chunk_index        INT      -   -  Key.
 --   api                TEXT     -   -  API of the request.
---   t_ns               BIGINT   ns  -  Arrival.
+--   t_ns               BIGINT   ns  -  Arrival; behind a proxy, where the tool would stand: passed on.
 --   kind               TEXT     -   -  As recorded.
 --   tokens             INT      -   -  Tokens of the chunk where the stream says so.
 --   has_choices        BOOLEAN  -   -  Its choices are not empty: also a role, an empty delta, a finish. NULL without the payload.
@@ -19,7 +19,7 @@ SELECT
   c.attempt,
   c.chunk_index,
   r.api,
-  c.t_ns,
+  coalesce(c.t_forwarded_ns, c.t_ns) AS t_ns,
   c.kind,
   c.tokens,
   CASE

@@ -7,11 +7,11 @@
 --   outcome                  TEXT     -       -  As in view outcome.
 --   status                   INT      -       -  HTTP status.
 --   streamed                 BOOLEAN  -       -  The answer came in chunks.
---   t_issue_ns               BIGINT   ns      -  Where a client starts its clock, before connection and send: dispatched; behind a proxy received; else connect or sent.
+--   t_issue_ns               BIGINT   ns      -  Where a client starts its clock, before connection and send: dispatched, which in a proxy is the request's head read; else received, connect or sent.
 --   t_last_message_ns        BIGINT   ns      -  Last chunk but the end marker.
 --   t_done_ns                BIGINT   ns      -  The end marker ([DONE]).
 --   t_last_event_ns          BIGINT   ns      -  Last chunk, end marker included.
---   t_end_ns                 BIGINT   ns      -  End of the response.
+--   t_end_ns                 BIGINT   ns      -  End of the response; behind a proxy, passed on.
 --   usage_input_tokens       BIGINT   tokens  -  As the server counted.
 --   usage_output_tokens      BIGINT   tokens  -  As the server counted.
 --   tokenized_input_tokens   BIGINT   tokens  -  As a tokenizer counted.
@@ -43,7 +43,7 @@ SELECT
   e.t_last_message_ns,
   e.t_done_ns,
   e.t_last_event_ns,
-  o.t_end_ns,
+  coalesce(p.t_client_end_ns, o.t_end_ns) AS t_end_ns,
   CAST(p.input_tokens AS BIGINT) AS usage_input_tokens,
   CAST(p.output_tokens AS BIGINT) AS usage_output_tokens,
   CASE WHEN l.input_tokens_source LIKE 'tokenizer%' THEN l.input_tokens END
