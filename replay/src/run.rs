@@ -1,6 +1,7 @@
 //! `replay run` and `replay plan`.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::io::{ErrorKind, Write};
 use std::sync::Arc;
 
@@ -130,15 +131,18 @@ fn requests(
             requests.push(Arc::clone(request));
             continue;
         }
-        if !builders.contains_key(&way) {
-            let target = aimed(target, original, api);
-            let url = server.url_for(&target, api)?;
-            let builder = RequestBuilder::new(&url, &server.target.host, &target, api)?;
-            builders.insert(way, builder);
-        }
+        let builder = match builders.entry(way) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(place) => {
+                let target = aimed(target, original, api);
+                let url = server.url_for(&target, api)?;
+                let host = &server.target.host;
+                place.insert(RequestBuilder::new(&url, host, &target, api)?)
+            }
+        };
         let request = Arc::new(prepare(
             api,
-            &builders[&way],
+            builder,
             original,
             &body,
             target.model.as_deref(),

@@ -17,6 +17,15 @@ enum Step {
     Every,
 }
 
+impl Step {
+    fn key(&self) -> Option<&str> {
+        match self {
+            Self::Key(key) => Some(key),
+            Self::Every => None,
+        }
+    }
+}
+
 impl FromStr for Pointer {
     type Err = String;
 
@@ -67,11 +76,7 @@ impl Pointer {
     /// Keys of a pointer that names one place in objects.
     #[must_use]
     pub fn keys(&self) -> Option<Vec<&str>> {
-        let key = |step| match step {
-            &Step::Key(ref key) => Some(key.as_str()),
-            Step::Every => None,
-        };
-        self.0.iter().map(key).collect()
+        self.0.iter().map(Step::key).collect()
     }
 }
 
