@@ -4,6 +4,7 @@
     reason = "clippy excuses functions marked #[test], not the helpers they share"
 )]
 
+mod attempts;
 mod awkward;
 mod crash;
 mod derived;
@@ -19,13 +20,18 @@ mod format;
 mod fuzz_seeds;
 mod metrics;
 mod oracle;
+mod privacy;
 mod proxy;
+mod proxy_fault_table;
 mod proxy_faults;
 mod proxy_rotation;
+mod proxy_upstreams;
 mod readme;
 mod record_load;
 mod replay_run;
 mod report;
+mod secrets;
+mod server_side;
 mod shell;
 mod slo;
 mod support;

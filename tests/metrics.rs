@@ -187,7 +187,8 @@ fn defaults(table: Table) -> Map<String, Value> {
             "attempt": 0, "outcome": "ok", "status": 200, "timestamp_source": "kernel",
             "body_bytes": 0, "chunk_count": 0, "malformed_chunks": 0,
         }),
-        Table::Samples | Table::Marks => json!({}),
+        Table::Samples => json!({"labels": {}}),
+        Table::Marks => json!({}),
     };
     row.as_object().cloned().unwrap()
 }

@@ -7,8 +7,8 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tapedeck_recording::Durability;
 use tapedeck_run::args::{
-    BodyArgs, ConnectionArgs, Content, OutputArgs, TargetArgs, parse_api, parse_durability,
-    parse_duration, parse_pair,
+    BodyArgs, ConnectionArgs, OutputArgs, PrivacyArgs, ServerMetricsArgs, TargetArgs, parse_api,
+    parse_durability, parse_duration, parse_pair, parse_share,
 };
 use tapedeck_wire::dialect::Api;
 
@@ -51,6 +51,8 @@ pub struct LoadArgs {
     pub body: BodyArgs,
     #[command(flatten)]
     pub connection: ConnectionArgs,
+    #[command(flatten)]
+    pub server_metrics: ServerMetricsArgs,
     #[command(flatten)]
     pub output: OutputArgs,
 }
@@ -202,9 +204,13 @@ pub struct ProxyArgs {
     /// Address to listen on; one that other machines reach needs --allow-remote.
     #[arg(long, value_name = "ADDR")]
     pub listen: SocketAddr,
-    /// Server to pass requests on to; a path in it is put before theirs.
-    #[arg(long, value_name = "URL")]
-    pub upstream: String,
+    /// Server to pass requests on to; a path in it is put before theirs. Several
+    /// servers take turns. One with a prefix gets the paths below it, the longest
+    /// prefix first: a path in its URL, be it a slash, stands in place of the prefix,
+    /// without one the path goes on as it came. A request whose server is down gets
+    /// 502 and is recorded as such; it is not sent to another one.
+    #[arg(long = "upstream", value_name = "[/PREFIX=]URL", num_args = 1.., required = true)]
+    pub upstreams: Vec<String>,
     /// Listen on addresses that other machines reach. Whoever reaches the proxy
     /// reaches the server behind it.
     #[arg(long)]
@@ -235,6 +241,19 @@ pub struct ProxyArgs {
     pub workers: Option<u16>,
     #[command(flatten)]
     pub what: WhatArgs,
+    #[command(flatten)]
+    pub privacy: PrivacyArgs,
+    /// The model's tokenizer.json, or a folder that holds one: with --content
+    /// hashed, counts input tokens and cuts prompts into blocks of them.
+    #[arg(
+        long,
+        alias = "tokenizer",
+        value_name = "PATH",
+        help_heading = "Privacy"
+    )]
+    pub tokenizer_path: Option<PathBuf>,
+    #[command(flatten)]
+    pub server_metrics: ServerMetricsArgs,
     #[command(flatten)]
     pub store: StoreArgs,
 }
@@ -318,7 +337,8 @@ fn parse_limit(text: &str) -> Result<Limit, String> {
 pub struct WhatArgs {
     /// Paths to record: a prefix, or with * a pattern of the whole path. Default:
     /// */chat/completions, */completions and those of --api. Other paths pass
-    /// unrecorded.
+    /// unrecorded. A request header `x-tapedeck-record: off|hashed|lengths` keeps
+    /// less of that request.
     #[arg(long = "match", value_name = "PATH", num_args = 1..)]
     pub patterns: Vec<String>,
     /// API of recorded paths that do not tell it by their end: a name that `record
@@ -334,10 +354,6 @@ pub struct WhatArgs {
     /// Share of sessions to record, from 0 to 1.
     #[arg(long, value_name = "P", default_value = "1", value_parser = parse_share)]
     pub sample: f64,
-    /// What is kept of prompts and answers. A request header
-    /// `x-tapedeck-record: off|hashed|lengths` keeps less of that request.
-    #[arg(long, value_enum, default_value = "full")]
-    pub content: Content,
     /// Refuse requests with 503 while recording cannot keep up, instead of passing
     /// them on and counting what is lost.
     #[arg(long)]
@@ -397,13 +413,6 @@ fn parse_range_ratio(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(ratio) if (0.0..1.0).contains(&ratio) => Ok(ratio),
         _ => Err("expected a number from 0 to below 1".to_owned()),
-    }
-}
-
-fn parse_share(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(share) if (0.0..=1.0).contains(&share) => Ok(share),
-        _ => Err("expected a number from 0 to 1".to_owned()),
     }
 }
 

@@ -12,6 +12,7 @@ mod repair;
 mod retention;
 mod rotation;
 mod simulate;
+mod upstreams;
 
 use std::process::ExitCode;
 

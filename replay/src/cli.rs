@@ -4,7 +4,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use tapedeck_run::args::{ConnectionArgs, OutputArgs, TargetArgs, parse_duration};
+use tapedeck_run::args::{
+    ConnectionArgs, OutputArgs, ServerMetricsArgs, TargetArgs, parse_duration,
+};
 
 /// Send recorded traffic again with its original timing; the result is again a
 /// recording.
@@ -31,6 +33,8 @@ pub struct RunArgs {
     pub target: TargetArgs,
     #[command(flatten)]
     pub connection: ConnectionArgs,
+    #[command(flatten)]
+    pub server_metrics: ServerMetricsArgs,
     #[command(flatten)]
     pub output: OutputArgs,
     /// Stop sending after this long (10s, 5m, 1h).

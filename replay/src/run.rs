@@ -13,7 +13,7 @@ use tapedeck_recording::manifest::Workload;
 use tapedeck_recording::{Phase, RequestRow};
 use tapedeck_run::args::TargetArgs;
 use tapedeck_run::ending::Ending;
-use tapedeck_run::harness::{self, Harness};
+use tapedeck_run::harness::{self, Harness, Seeded};
 use tapedeck_run::manifest::{Described, timeouts_json};
 use tapedeck_run::output::{self, content_hash};
 use tapedeck_run::requests::RequestBuilder;
@@ -67,7 +67,9 @@ pub fn run(args: &RunArgs) -> Result<Ending> {
     let first_api = apis(&plan)?[&*first.api];
     let server = Server::reach(&aimed(&args.target, first, first_api), first_api)?;
     let requests = requests(&plan, &server, &args.target)?;
-    let harness = Harness::new(&server, &args.connection, &args.output)?;
+    let sampling = server.sampling(&args.server_metrics, &args.target)?;
+    let seeded = Seeded::default();
+    let harness = Harness::new(&server, &args.connection, &args.output, seeded, sampling)?;
     eprintln!(
         "replaying {} requests of {} over {:.1} s, mode {}",
         plan.requests.len(),

@@ -1,5 +1,5 @@
 -- recording_health: one row per recording and finding: what to know before believing a number.
--- Reads: recordings, requests, responses, marks, outcome, request_latency, throughput, verdict.
+-- Reads: recordings, requests, responses, marks, outcome, request_latency, server_summary, throughput, verdict.
 --   recording_id   TEXT    -  -  Key.
 --   finding        TEXT    -  -  Key.
 --   finding_index  BIGINT  -  -  Order in a report.
@@ -24,7 +24,9 @@ names AS (
       (9, 'uncounted_requests'),
       (10, 'token_sources'),
       (11, 'retried_requests'),
-      (12, 'reused_connections')
+      (12, 'reused_connections'),
+      (13, 'server_metrics'),
+      (14, 'server_metrics_failed')
   ) AS v
 ),
 connection AS (
@@ -48,9 +50,38 @@ response AS (
   GROUP BY recording_id
 ),
 mark AS (
-  SELECT recording_id, count(*) AS truncated_events
+  SELECT
+    recording_id,
+    count(*) FILTER (WHERE name = 'truncated_event') AS truncated_events,
+    count(*) FILTER (WHERE name = 'server_metrics_failed') AS failing_servers
   FROM marks
-  WHERE name = 'truncated_event'
+  GROUP BY recording_id
+),
+server AS (
+  SELECT
+    recording_id,
+    count(*) AS servers,
+    string_agg(
+      concat(
+        source, ' (', engine, '): at most ',
+        coalesce(CAST(waiting_requests_max AS VARCHAR), 'unknown'),
+        ' waiting and ',
+        coalesce(CAST(running_requests_max AS VARCHAR), 'unknown'),
+        ' running',
+        coalesce(
+          ', KV cache ' || CAST(round(kv_cache_ratio_max * 100, 1) AS VARCHAR)
+            || '% in use',
+          ''
+        ),
+        coalesce(
+          ', mean TTFT ' || CAST(round(server_ttft_ms_mean, 2) AS VARCHAR)
+            || ' ms by its own count',
+          ''
+        )
+      ),
+      '; '
+    ) AS detail
+  FROM server_summary
   GROUP BY recording_id
 ),
 request AS (
@@ -109,8 +140,12 @@ fact AS (
     k.output_all,
     coalesce(k.input_tokenizer + k.output_stream + k.output_tokenizer, 0)
       AS not_usage,
-    c.reused_share
+    c.reused_share,
+    coalesce(m.failing_servers, 0) AS failing_servers,
+    coalesce(x.servers, 0) AS servers,
+    x.detail AS server_detail
   FROM recordings AS g
+  LEFT JOIN server AS x ON x.recording_id = g.recording_id
   LEFT JOIN verdict AS v ON v.recording_id = g.recording_id
   LEFT JOIN throughput AS t ON t.recording_id = g.recording_id
   LEFT JOIN request AS q ON q.recording_id = g.recording_id
@@ -159,6 +194,9 @@ SELECT
     WHEN 'token_sources' THEN CASE WHEN f.not_usage > 0 THEN 'info' ELSE 'ok' END
     WHEN 'retried_requests' THEN
       CASE WHEN f.retried > 0 THEN 'info' ELSE 'ok' END
+    WHEN 'server_metrics' THEN CASE WHEN f.servers > 0 THEN 'info' ELSE 'ok' END
+    WHEN 'server_metrics_failed' THEN
+      CASE WHEN f.failing_servers > 0 THEN 'warning' ELSE 'ok' END
     ELSE 'ok'
   END AS severity,
   CASE n.finding
@@ -175,6 +213,8 @@ SELECT
       CAST(f.output_stream + f.output_tokenizer AS DOUBLE) / nullif(f.output_all, 0)
     WHEN 'retried_requests' THEN CAST(f.retried AS DOUBLE)
     WHEN 'reused_connections' THEN f.reused_share
+    WHEN 'server_metrics' THEN CAST(f.servers AS DOUBLE)
+    WHEN 'server_metrics_failed' THEN CAST(f.failing_servers AS DOUBLE)
   END AS value,
   CASE n.finding
     WHEN 'verdict' THEN concat(f.verdict, ': ', f.reason)
@@ -240,6 +280,12 @@ SELECT
       concat(
         coalesce(CAST(round(f.reused_share * 100, 1) AS VARCHAR), 'unknown'),
         '% of attempts on a connection used before'
+      )
+    WHEN 'server_metrics' THEN coalesce(f.server_detail, 'no server was scraped')
+    WHEN 'server_metrics_failed' THEN
+      concat(
+        f.failing_servers,
+        ' servers could not be scraped at least once; their marks say why'
       )
   END AS detail
 FROM fact AS f

@@ -14,7 +14,9 @@ use tapedeck_recording::{Outcome, Privacy, Sink};
 use tokio::sync::mpsc;
 
 use crate::arrival::Arrival;
+use crate::lag::LagRecorder;
 use crate::pace::{HandOver, Pacer, Slots};
+use crate::policy::AttemptPolicy;
 use crate::tap::KernelStamping;
 use crate::target::Target;
 use crate::worker::{Assignment, Timeouts, WarmUp, WorkerSpec, run_worker};
@@ -84,6 +86,11 @@ pub struct Gauges {
     failed: AtomicU64,
     chunks: AtomicU64,
     failures: Mutex<Vec<Failure>>,
+    /// Of the pacer: from the instant at which an arrival could go (it was due,
+    /// and its slot free) until it was handed over.
+    pub pacer_lag: LagRecorder,
+    /// From the same instant until a worker had taken it.
+    pub dispatch_lag: LagRecorder,
 }
 
 impl Gauges {
@@ -146,6 +153,7 @@ pub struct RunSpec {
     pub clock: RunClock,
     pub target: Target,
     pub timeouts: Timeouts,
+    pub policy: AttemptPolicy,
     /// Worker threads, at least 1.
     pub workers: usize,
     /// Requests in flight at most; `None` is an uncapped open loop.
@@ -281,6 +289,7 @@ impl Workers {
                 .parallel
                 .map(|slots| Slots::new(slots, spec.workers.max(1), spec.start_ns)),
             hand_over: Arc::clone(&self.hand_over),
+            gauges: Arc::clone(&spec.gauges),
             start_ns: spec.start_ns,
             until_ns: spec.until_ns.unwrap_or(i64::MAX),
             first_request_id: spec.first_request_id,
@@ -302,6 +311,7 @@ fn spawn_worker(
         clock: spec.clock,
         target: spec.target.clone(),
         timeouts: spec.timeouts,
+        policy: spec.policy,
         gauges: Arc::clone(&spec.gauges),
         stop: Arc::clone(&spec.stop),
         hand_over: Arc::clone(hand_over),

@@ -13,7 +13,10 @@ pub mod connect;
 pub mod engine;
 pub mod exchange;
 pub mod headers;
+pub mod lag;
 mod pace;
+pub mod policy;
+pub mod secrets;
 pub mod tap;
 pub mod target;
 pub mod telemetry;
@@ -21,6 +24,7 @@ mod worker;
 
 pub use arrival::{Arrival, PreparedRequest};
 pub use engine::{Failure, Gauges, RunError, RunSpec, Stop, StopLevel, Workers, run};
+pub use policy::{AttemptPolicy, CancelAfter, Cancellation};
 pub use target::{Target, TargetError, TlsOptions};
 pub use telemetry::Telemetry;
 pub use worker::Timeouts;

@@ -19,6 +19,7 @@ use crate::event::EventBatch;
 use crate::files;
 use crate::lock::{self, WAL_DIR};
 use crate::manifest::{Manifest, State};
+use crate::privacy::{Privacy, Scrubber};
 use crate::queue::{Popped, Queue};
 use crate::recover::Notes;
 use crate::schema::Table;
@@ -157,15 +158,30 @@ impl Writer {
         manifest: Manifest,
         options: impl Into<WriterOptions>,
     ) -> Result<Self, WriteError> {
+        Self::create_scrubbed(dir, manifest, options, Scrubber::new(&Privacy::full()))
+    }
+
+    /// As [`Self::create`], with what `scrubber` does to every batch before it is
+    /// written.
+    ///
+    /// # Errors
+    /// When `dir` is not empty or cannot be written.
+    pub fn create_scrubbed(
+        dir: &Path,
+        manifest: Manifest,
+        options: impl Into<WriterOptions>,
+        scrubber: Scrubber,
+    ) -> Result<Self, WriteError> {
         let options = options.into();
         let lock = claim(dir)?;
         store(&manifest, dir)?;
         let sink = Sink {
             queue: Arc::new(Queue::default()),
-            gauges: Arc::new(Gauges::default()),
+            gauges: Arc::new(Gauges::new(options.durability != Durability::None)),
         };
         let ending = Arc::new(AtomicBool::new(false));
-        let mut state = WriterState::new(dir, manifest, options, &sink, Arc::clone(&ending))?;
+        let ended = Arc::clone(&ending);
+        let mut state = WriterState::new(dir, manifest, options, &sink, ended, scrubber)?;
         let panicked = sink.clone();
         let thread = std::thread::Builder::new()
             .name("tapedeck-writer".into())
@@ -299,6 +315,7 @@ struct WriterState {
     gauges: Arc<Gauges>,
     sealer: Sealer,
     log: Option<Log>,
+    scrubber: Scrubber,
     /// Taken from the queue, not yet committed.
     pending: EventBatch,
     pending_bytes: usize,
@@ -322,13 +339,14 @@ impl WriterState {
         options: WriterOptions,
         sink: &Sink,
         ending: Arc<AtomicBool>,
+        scrubber: Scrubber,
     ) -> Result<Self, WriteError> {
         let log = match options.durability {
             Durability::None => None,
             durability => {
                 let wal = Wal::new(dir, &manifest.recording_id)?;
                 let syncer = (durability == Durability::Interval)
-                    .then(|| Syncer::start(wal.dir().to_owned()))
+                    .then(|| Syncer::start(wal.dir().to_owned(), Arc::clone(&sink.gauges)))
                     .transpose()
                     .map_err(WriteError::Thread)?;
                 Some(Log {
@@ -358,6 +376,7 @@ impl WriterState {
             gauges: Arc::clone(&sink.gauges),
             sealer,
             log,
+            scrubber,
             pending: EventBatch::default(),
             pending_bytes: 0,
             commit_at_ns: i64::MAX,
@@ -377,7 +396,10 @@ impl WriterState {
             let left_ns = until_ns.saturating_sub(monotonic_ns());
             let left = Duration::from_nanos(u64::try_from(left_ns).unwrap_or(0));
             match self.queue.pop(left) {
-                Popped::Item(Message::Events(batch)) => self.take(batch),
+                Popped::Item(Message::Events { batch, t_ns }) => {
+                    self.gauges.oldest.taken(t_ns);
+                    self.take(batch);
+                }
                 Popped::Item(Message::Anchor(anchor)) => self.notes.anchors.push(anchor),
                 Popped::Timeout => {}
                 Popped::Closed if self.gauges.failed.load(Ordering::Relaxed) => {
@@ -393,6 +415,8 @@ impl WriterState {
         if self.pending.is_empty() {
             self.commit_at_ns = in_ns(COMMIT_EVERY);
         }
+        let now_ns = monotonic_ns() - self.start_ns;
+        self.scrubber.scrub(&mut batch, now_ns);
         self.notes.add(&batch);
         self.pending_bytes += batch.size_bytes();
         self.pending.append(&mut batch);
@@ -477,7 +501,12 @@ impl WriterState {
                 self.unlogged -= rows as u64;
                 match &log.syncer {
                     Some(syncer) => syncer.note(file),
-                    None => sync(&file, log.wal.dir()),
+                    None => {
+                        let oldest = &self.gauges.oldest;
+                        oldest.written();
+                        oldest.sync_begins();
+                        sync(&file, log.wal.dir()).inspect(|()| oldest.synced())
+                    }
                 }
             }
             Err(error) => Err(error),
@@ -528,7 +557,7 @@ impl WriterState {
     /// refused the other may be not, as Parquet takes a tenth of the room.
     fn rescue(&mut self) {
         while let Popped::Item(message) = self.queue.pop(Duration::ZERO) {
-            if let Message::Events(batch) = message {
+            if let Message::Events { batch, .. } = message {
                 self.take(batch);
             }
             if self.pending_bytes >= COMMIT_BYTES {

@@ -20,6 +20,7 @@ mod lenient;
 pub mod lines;
 pub mod openai;
 pub mod places;
+pub mod prometheus;
 pub mod response;
 pub mod sse;
 mod text;
