@@ -9,6 +9,7 @@ mod awkward;
 mod crash;
 mod derived;
 mod dialects;
+mod distribution;
 mod durability;
 mod explain;
 #[allow(

@@ -70,6 +70,7 @@ macro_rules! sql_files {
 /// with the folder).
 const VIEWS: &[(&str, &str)] = sql_files![
     "sql":
+    "1_base/answer_chunk.sql",
     "1_base/content_chunk.sql",
     "1_base/metric.sql",
     "1_base/outcome.sql",
@@ -78,6 +79,8 @@ const VIEWS: &[(&str, &str)] = sql_files![
     "1_base/window.sql",
     "2_request/chunk_gap.sql",
     "2_request/chunk_stream.sql",
+    "2_request/flight.sql",
+    "2_request/read_lag.sql",
     "2_request/request_latency.sql",
     "2_request/request_metric.sql",
     "3_summary/client_load.sql",
@@ -89,6 +92,7 @@ const VIEWS: &[(&str, &str)] = sql_files![
     "3_summary/schedule_lag.sql",
     "3_summary/server_summary.sql",
     "3_summary/server_vs_client.sql",
+    "3_summary/steady_state.sql",
     "3_summary/throughput.sql",
     "3_summary/timeline.sql",
     "3_summary/verdict.sql",

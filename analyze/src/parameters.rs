@@ -76,7 +76,13 @@ pub struct Parameters {
     /// Counts where nobody else did, for every recording; without one each
     /// recording's own is taken, where its manifest names one that is still there.
     pub tokenizer: Option<PathBuf>,
+    /// What operators that sort, join and group may hold; beyond it they go to the
+    /// disk, and those that cannot end the question with an error.
+    pub memory_limit_bytes: usize,
 }
+
+/// Enough for the reports of 200 million chunks.
+pub const DEFAULT_MEMORY_LIMIT_BYTES: usize = 2 << 30;
 
 /// Percentiles of a report when none are asked for.
 pub const DEFAULT_PERCENTILES: [f64; 13] = [
@@ -95,6 +101,7 @@ impl Default for Parameters {
             saturated_cpu_ratio: 0.9,
             saturated_wait_ratio: 0.1,
             tokenizer: None,
+            memory_limit_bytes: DEFAULT_MEMORY_LIMIT_BYTES,
         }
     }
 }

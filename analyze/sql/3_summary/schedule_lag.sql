@@ -1,5 +1,6 @@
 -- schedule_lag: one row per recording: how late this client was, at sending and at reading.
--- Reads: recordings, chunks, outcome, samples.
+-- Reads: recordings, outcome, read_lag, samples.
+-- requires: tapedeck (distribution).
 --   recording_id          TEXT    -         -      Key.
 --   dispatched            BIGINT  requests  -      Measured requests with a schedule and no slot to wait for.
 --   dispatch_lag_ms_p50   DOUBLE  ms        lower  Median of dispatched minus scheduled.
@@ -75,18 +76,39 @@ counted_stat AS (
   GROUP BY recording_id
 ),
 -- All phases: a client that cannot keep up in its warm-up cannot later either.
-read_lag AS (
-  SELECT recording_id, (t_seen_ns - t_ns) / 1e6 AS lag_ms
-  FROM chunks
+read_sample AS (
+  SELECT
+    recording_id,
+    distribution(lag_ns, [50.0, 99.0], 'linear', chunks) AS lag
+  FROM read_lag
+  GROUP BY recording_id
+),
+read_percentile AS (
+  SELECT
+    recording_id,
+    lag['n'] AS n,
+    lag['max'] / 1e6 AS worst,
+    unnest(lag['percentiles']) AS near
+  FROM read_sample
+),
+read_value AS (
+  SELECT
+    recording_id,
+    n,
+    worst,
+    near['p'] AS p,
+    near['below'] / 1e6
+      + (near['above'] / 1e6 - near['below'] / 1e6) * near['fraction'] AS value
+  FROM read_percentile
 ),
 read_stat AS (
   SELECT
     recording_id,
-    count(*) AS n,
-    percentile_cont(0.5) WITHIN GROUP (ORDER BY lag_ms) AS p50,
-    percentile_cont(0.99) WITHIN GROUP (ORDER BY lag_ms) AS p99,
-    max(lag_ms) AS worst
-  FROM read_lag
+    min(n) AS n,
+    min(CASE WHEN p = 50 THEN value END) AS p50,
+    min(CASE WHEN p = 99 THEN value END) AS p99,
+    min(worst) AS worst
+  FROM read_value
   GROUP BY recording_id
 )
 SELECT

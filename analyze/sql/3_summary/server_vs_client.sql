@@ -75,7 +75,7 @@ grown AS (
   FROM server
   WINDOW in_order AS (PARTITION BY recording_id, source ORDER BY second)
 ),
-flight AS (
+client_flight AS (
   SELECT
     recording_id,
     t_ns / 1000000000 AS second,
@@ -125,7 +125,7 @@ SELECT
   c.ttft_ms_p99,
   coalesce(c.ttft_n, 0) AS ttft_n
 FROM grown AS s
-LEFT JOIN flight AS f
+LEFT JOIN client_flight AS f
   ON f.recording_id = s.recording_id AND f.second = s.second
 LEFT JOIN client AS c
   ON c.recording_id = s.recording_id AND c.second = s.second;

@@ -22,6 +22,7 @@ fact AS (
     g.recording_id,
     g.dropped_events,
     g.missing_segments,
+    g.damaged_segments,
     g.lost_rows,
     g.state <> 'sealed' AND NOT g.live AND g.without_log AS has_no_log,
     l.dispatched,
@@ -73,6 +74,7 @@ SELECT
   CASE
     WHEN dropped_events > 0
       OR missing_segments > 0
+      OR damaged_segments > 0
       OR lost_rows > 0
       OR has_no_log
       OR read_ms > invalid_ms
@@ -87,6 +89,8 @@ SELECT
       concat(dropped_events, ' events were dropped: rows are missing')
     WHEN missing_segments > 0 THEN
       concat(missing_segments, ' sealed files are gone: rows are missing')
+    WHEN damaged_segments > 0 THEN
+      concat(damaged_segments, ' sealed files have changed since: analyze check names them')
     WHEN lost_rows > 0 THEN
       concat(lost_rows, ' rows were recorded and are lost: rows are missing')
     WHEN has_no_log THEN

@@ -16,17 +16,18 @@ names AS (
       (1, 'verdict'),
       (2, 'dropped_events'),
       (3, 'missing_segments'),
-      (4, 'unfinished_requests'),
-      (5, 'malformed_chunks'),
-      (6, 'truncated_events'),
-      (7, 'process_timestamps'),
-      (8, 'coalesced_chunks'),
-      (9, 'uncounted_requests'),
-      (10, 'token_sources'),
-      (11, 'retried_requests'),
-      (12, 'reused_connections'),
-      (13, 'server_metrics'),
-      (14, 'server_metrics_failed')
+      (4, 'damaged_segments'),
+      (5, 'unfinished_requests'),
+      (6, 'malformed_chunks'),
+      (7, 'truncated_events'),
+      (8, 'process_timestamps'),
+      (9, 'coalesced_chunks'),
+      (10, 'uncounted_requests'),
+      (11, 'token_sources'),
+      (12, 'retried_requests'),
+      (13, 'reused_connections'),
+      (14, 'server_metrics'),
+      (15, 'server_metrics_failed')
   ) AS v
 ),
 connection AS (
@@ -123,6 +124,7 @@ fact AS (
     g.torn_bytes,
     g.dropped_events,
     g.missing_segments,
+    g.damaged_segments,
     v.verdict,
     v.reason,
     coalesce(q.unfinished, 0) AS unfinished,
@@ -174,6 +176,8 @@ SELECT
       CASE WHEN f.dropped_events > 0 THEN 'error' ELSE 'ok' END
     WHEN 'missing_segments' THEN
       CASE WHEN f.missing_segments > 0 THEN 'error' ELSE 'ok' END
+    WHEN 'damaged_segments' THEN
+      CASE WHEN f.damaged_segments > 0 THEN 'error' ELSE 'ok' END
     WHEN 'unfinished_requests' THEN
       CASE WHEN f.unfinished > 0 THEN 'warning' ELSE 'ok' END
     WHEN 'malformed_chunks' THEN
@@ -202,6 +206,7 @@ SELECT
   CASE n.finding
     WHEN 'dropped_events' THEN CAST(f.dropped_events AS DOUBLE)
     WHEN 'missing_segments' THEN CAST(f.missing_segments AS DOUBLE)
+    WHEN 'damaged_segments' THEN CAST(f.damaged_segments AS DOUBLE)
     WHEN 'unfinished_requests' THEN CAST(f.unfinished AS DOUBLE)
     WHEN 'malformed_chunks' THEN CAST(f.malformed_chunks AS DOUBLE)
     WHEN 'truncated_events' THEN CAST(f.truncated_events AS DOUBLE)
@@ -244,6 +249,16 @@ SELECT
       concat(f.dropped_events, ' events dropped by the recorder')
     WHEN 'missing_segments' THEN
       concat(f.missing_segments, ' files of the manifest are not on disk')
+    WHEN 'damaged_segments' THEN
+      CASE
+        WHEN f.damaged_segments IS NULL THEN
+          'the hashes of sealed files were not looked at'
+        ELSE
+          concat(
+            f.damaged_segments,
+            ' sealed files are not what was sealed, by their hash'
+          )
+      END
     WHEN 'unfinished_requests' THEN
       concat(f.unfinished, ' requests without a response')
     WHEN 'malformed_chunks' THEN
