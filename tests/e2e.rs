@@ -9,6 +9,7 @@ mod awkward;
 mod crash;
 mod data_sets;
 mod derived;
+mod dialects;
 mod distribution;
 mod durability;
 mod explain;

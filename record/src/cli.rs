@@ -10,7 +10,7 @@ use tapedeck_run::args::{
     BodyArgs, ConnectionArgs, OutputArgs, PrivacyArgs, ServerMetricsArgs, TargetArgs, parse_api,
     parse_durability, parse_duration, parse_pair, parse_share,
 };
-use tapedeck_wire::openai::Api;
+use tapedeck_wire::dialect::Api;
 
 use crate::workload::WorkloadArgs;
 
@@ -33,14 +33,17 @@ pub enum Command {
     Simulate(SimulateArgs),
     /// Make whole what a recorder that died left behind.
     Repair(RepairArgs),
+    /// List the APIs that are built in, or print one to start your own from.
+    Apis(ApisArgs),
 }
 
 #[derive(Debug, Clone, Args)]
 pub struct LoadArgs {
     #[command(flatten)]
     pub target: TargetArgs,
-    /// API that the server speaks: openai-chat or openai-completions.
-    #[arg(long, alias = "backend", default_value = "openai-chat", value_parser = parse_api, help_heading = "Target")]
+    /// API that the server speaks: a name that `record apis` lists, or the path of
+    /// your own dialect file.
+    #[arg(long, alias = "backend", value_name = "NAME|FILE.toml", default_value = "openai-chat", value_parser = parse_api, help_heading = "Target")]
     pub api: Api,
     #[command(flatten)]
     pub workload: WorkloadArgs,
@@ -229,12 +232,14 @@ fn parse_limit(text: &str) -> Result<Limit, String> {
 #[command(next_help_heading = "What is recorded")]
 pub struct WhatArgs {
     /// Paths to record: a prefix, or with * a pattern of the whole path. Default:
-    /// */chat/completions and */completions. Other paths pass unrecorded. A request
-    /// header `x-tapedeck-record: off|hashed|lengths` keeps less of that request.
+    /// */chat/completions, */completions and those of --api. Other paths pass
+    /// unrecorded. A request header `x-tapedeck-record: off|hashed|lengths` keeps
+    /// less of that request.
     #[arg(long = "match", value_name = "PATH", num_args = 1..)]
     pub patterns: Vec<String>,
-    /// API of recorded paths that do not tell it by their end.
-    #[arg(long, default_value = "openai-chat", value_parser = parse_api)]
+    /// API of recorded paths that do not tell it by their end: a name that `record
+    /// apis` lists, or the path of your own dialect file.
+    #[arg(long, value_name = "NAME|FILE.toml", default_value = "openai-chat", value_parser = parse_api)]
     pub api: Api,
     /// Request header that names the session.
     #[arg(long, value_name = "NAME", default_value = "x-session-id")]
@@ -280,6 +285,12 @@ pub struct SimulateArgs {
 pub struct RepairArgs {
     /// A recording, or a folder of them.
     pub recording: PathBuf,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct ApisArgs {
+    /// Print this one as the TOML file it is.
+    pub name: Option<String>,
 }
 
 /// `-1` and `inf` become infinity: all at once.

@@ -14,8 +14,10 @@ use tapedeck_run::ending::Ending;
 use tapedeck_run::harness::{Harness, Plan, Seeded};
 use tapedeck_run::manifest::{Described, timeouts_json};
 use tapedeck_run::output::{self, Outcome, content_hash};
-use tapedeck_run::requests::{RequestBuilder, body_json, body_options, timeouts};
+use tapedeck_run::requests::{RequestBuilder, body_json, body_options, check_places, timeouts};
+use tapedeck_run::secrets::recorded_dialect;
 use tapedeck_run::server::Server;
+use tapedeck_wire::dialect::Placeholder;
 use tapedeck_workload::dataset::{self, CountedBy};
 use tapedeck_workload::dialogue::{Replies, turns_text};
 use tapedeck_workload::{BodyOptions, Prompt};
@@ -36,6 +38,7 @@ pub fn run(args: &LoadArgs) -> Result<Ending> {
         // A large data set takes a core many seconds.
         eprintln!("counting tokens with {}", tokenizer.display());
     }
+    check_places(args.api, &body_options(&args.body, None)?)?;
     let source = source::source(args)?;
     tell(&source);
     let levels = config::levels(&args.shape, source.default_number)?;
@@ -135,8 +138,11 @@ fn requests(
         .iter()
         .map(|prompt| builder.request(prompt, &options))
         .collect();
-    if requests.iter().any(|r| r.model.is_none()) {
-        let found = server.first_model(&args.target, &timeouts(&args.connection))?;
+    let body = &args.api.dialect().request.body;
+    let names_model = body.place_of(Placeholder::Model).is_some();
+    if names_model && requests.iter().any(|r| r.model.is_none()) {
+        let timeouts = timeouts(&args.connection);
+        let found = server.first_model(&args.target, args.api, &timeouts)?;
         options = body_options(&args.body, Some(found))?;
         for (request, prompt) in requests.iter_mut().zip(prompts) {
             if request.model.is_none() {
@@ -268,6 +274,7 @@ impl Load<'_> {
         let burstiness = level.burstiness;
         json!({
             "api": self.args.api.as_str(),
+            "dialect": recorded_dialect(self.args.api),
             "url_path": &*self.requests[0].url_path,
             "model": self.requests[0].model.as_deref(),
             "body": body_json(&self.options),

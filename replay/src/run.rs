@@ -1,6 +1,7 @@
 //! `replay run` and `replay plan`.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::io::{ErrorKind, Write};
 use std::sync::Arc;
 
@@ -17,7 +18,8 @@ use tapedeck_run::manifest::{Described, timeouts_json};
 use tapedeck_run::output::{self, content_hash};
 use tapedeck_run::requests::RequestBuilder;
 use tapedeck_run::server::Server;
-use tapedeck_wire::openai::Api;
+use tapedeck_wire::dialect::{Api, Dialect, Placeholder};
+use url::Url;
 
 use crate::cli::{PlanArgs, RunArgs, SourceArgs};
 use crate::source::{Plan, Planned, plan};
@@ -61,7 +63,9 @@ const COMMAND: &str = "replay";
 pub fn run(args: &RunArgs) -> Result<Ending> {
     let plan = plan(&args.source)?;
     let root = output::root(&args.output, COMMAND)?;
-    let server = Server::reach(&args.target, api(&plan.requests[0].original)?)?;
+    let first = &plan.requests[0].original;
+    let first_api = apis(&plan)?[&*first.api];
+    let server = Server::reach(&aimed(&args.target, first, first_api), first_api)?;
     let requests = requests(&plan, &server, &args.target)?;
     let sampling = server.sampling(&args.server_metrics, &args.target)?;
     let seeded = Seeded::default();
@@ -110,8 +114,10 @@ fn requests(
     server: &Server,
     target: &TargetArgs,
 ) -> Result<Vec<Arc<PreparedRequest>>> {
-    let mut builders: BTreeMap<&'static str, RequestBuilder> = BTreeMap::new();
-    let mut built: BTreeMap<(&'static str, Bytes), Arc<PreparedRequest>> = BTreeMap::new();
+    let apis = apis(plan)?;
+    // By API and original path, which may name the model.
+    let mut builders: BTreeMap<(&str, &str), RequestBuilder> = BTreeMap::new();
+    let mut built: BTreeMap<(&str, &str, Bytes), Arc<PreparedRequest>> = BTreeMap::new();
     let mut requests = Vec::with_capacity(plan.requests.len());
     for planned in &plan.requests {
         let original = &planned.original;
@@ -121,19 +127,25 @@ fn requests(
                 original.request_id
             )
         })?;
-        let api = api(original)?;
-        let key = (api.as_str(), body.clone());
+        let api = apis[&*original.api];
+        let way = (&*original.api, &*original.url_path);
+        let key = (way.0, way.1, body.clone());
         if let Some(request) = built.get(&key) {
             requests.push(Arc::clone(request));
             continue;
         }
-        if !builders.contains_key(api.as_str()) {
-            let url = server.url_for(target, api)?;
-            let builder = RequestBuilder::new(&url, &server.target.host, target, api)?;
-            builders.insert(api.as_str(), builder);
-        }
+        let builder = match builders.entry(way) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(place) => {
+                let target = aimed(target, original, api);
+                let url = server.url_for(&target, api)?;
+                let host = &server.target.host;
+                place.insert(RequestBuilder::new(&url, host, &target, api)?)
+            }
+        };
         let request = Arc::new(prepare(
-            &builders[api.as_str()],
+            api,
+            builder,
             original,
             &body,
             target.model.as_deref(),
@@ -144,19 +156,45 @@ fn requests(
     Ok(requests)
 }
 
-fn api(original: &RequestRow) -> Result<Api> {
-    match Api::from_word(&original.api) {
-        Some(api) => Ok(api),
-        None => bail!(
-            "request {} uses api {}, which cannot be replayed",
-            original.request_id,
-            original.api
-        ),
+/// The APIs of all requests: the one that the recording brings its dialect of, and
+/// those that are built in.
+fn apis(plan: &Plan) -> Result<BTreeMap<&str, Api>> {
+    let recorded = plan.manifest.settings.get("dialect");
+    let recorded = match recorded.filter(|dialect| !dialect.is_null()) {
+        Some(recorded) => Some(Api::of(Dialect::from_recorded(recorded)?)),
+        None => None,
+    };
+    let mut apis = BTreeMap::new();
+    for planned in &plan.requests {
+        let original = &planned.original;
+        let name = &*original.api;
+        let own = recorded.filter(|api| api.as_str() == name);
+        let Some(api) = own.or_else(|| Api::from_word(name)) else {
+            bail!(
+                "request {} uses api {name}, which cannot be replayed",
+                original.request_id
+            );
+        };
+        apis.insert(name, api);
     }
+    Ok(apis)
+}
+
+/// Where `original` is sent to: where the user says, else to its own path if that is
+/// not the API's, and for its own model if the path names that.
+fn aimed(target: &TargetArgs, original: &RequestRow, api: Api) -> TargetArgs {
+    let mut aimed = target.clone();
+    let bare = Url::parse(&target.url).is_ok_and(|url| url.path() == "/");
+    if bare && aimed.endpoint.is_none() && !api.dialect().serves(&original.url_path) {
+        aimed.endpoint = Some(original.url_path.to_string());
+    }
+    aimed.model = aimed.model.or(original.model.as_deref().map(str::to_owned));
+    aimed
 }
 
 /// The original body byte for byte, unless another model is asked for.
 fn prepare(
+    api: Api,
     builder: &RequestBuilder,
     original: &RequestRow,
     body: &Bytes,
@@ -164,19 +202,38 @@ fn prepare(
 ) -> Result<PreparedRequest> {
     let (body, model) = match model {
         None => (body.clone(), original.model.as_deref().map(str::to_owned)),
-        Some(model) => (with_model(original, body, model)?, Some(model.to_owned())),
+        Some(model) => (
+            with_model(api, original, body, model)?,
+            Some(model.to_owned()),
+        ),
     };
     Ok(builder.prepared(body, model, original.stream, original.max_output_tokens))
 }
 
-fn with_model(original: &RequestRow, body: &[u8], model: &str) -> Result<Bytes> {
+/// `body` for another model, where bodies of `api` name theirs.
+fn with_model(api: Api, original: &RequestRow, body: &Bytes, model: &str) -> Result<Bytes> {
+    let Some(keys) = api.dialect().request.body.place_of(Placeholder::Model) else {
+        return Ok(body.clone());
+    };
     let mut fields: Map<String, Value> = serde_json::from_slice(body).with_context(|| {
         format!(
             "--model cannot be set in request {}, its body is no JSON object",
             original.request_id
         )
     })?;
-    fields.insert("model".to_owned(), json!(model));
+    let mut at = &mut fields;
+    for key in &keys[..keys.len() - 1] {
+        let below = at.get_mut(key).and_then(Value::as_object_mut);
+        at = below.with_context(|| {
+            format!(
+                "--model cannot be set in request {}, its body has no {key}",
+                original.request_id
+            )
+        })?;
+    }
+    if let Some(key) = keys.last() {
+        at.insert(key.clone(), json!(model));
+    }
     Ok(Bytes::from(Value::Object(fields).to_string()))
 }
 
@@ -208,6 +265,7 @@ fn settings(source: &SourceArgs, plan: &Plan, args: &RunArgs, harness: &Harness<
         "where": source.filter,
         "limit": source.limit,
         "model": args.target.model,
+        "dialect": plan.manifest.settings.get("dialect"),
         "number": plan.requests.len(),
         "duration_s": args.duration.map(|d| d.as_secs_f64()),
         "probe": !args.no_probe,

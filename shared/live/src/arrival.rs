@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, Method, Uri};
 use tapedeck_recording::{Pairs, Phase};
-use tapedeck_wire::openai::Api;
+use tapedeck_wire::dialect::Api;
 
 /// A request ready to be written, shared by all arrivals that send the same.
 #[derive(Debug, Clone)]
