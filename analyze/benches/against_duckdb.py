@@ -35,7 +35,7 @@ LEFT JOIN responses p USING (request_id, attempt)
 WHERE r.phase = 'measure'
 """
 
-# Lists instead of a window over rows: measured to be the faster way in DuckDB.
+# Lists instead of a window over rows: less CPU and memory in DuckDB.
 STREAMS = """
 CREATE TEMP TABLE stream AS
 SELECT request_id, attempt, min(t_ns) AS t_first_ns, max(t_ns) AS t_last_ns,

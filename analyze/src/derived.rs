@@ -37,7 +37,7 @@ const READ_MODELS: [&str; 2] = ["chunk_stream", "read_lag"];
 /// Below this many chunks in all, computing is as fast as looking for a file.
 const MIN_CHUNKS: u64 = 1 << 14;
 
-/// Ranges looked at together: each holds some 100 MB.
+/// Ranges looked at together, for each holds the lists of its own.
 const MOST_AT_ONCE: usize = 8;
 
 /// The files of one read model, one for each recording.

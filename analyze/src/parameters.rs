@@ -81,7 +81,7 @@ pub struct Parameters {
     pub memory_limit_bytes: usize,
 }
 
-/// Enough for the reports of 200 million chunks.
+/// What sorts, joins and groups may hold together before they spill or end.
 pub const DEFAULT_MEMORY_LIMIT_BYTES: usize = 2 << 30;
 
 /// Percentiles of a report when none are asked for.

@@ -7,7 +7,7 @@ use parquet::errors::ParquetError;
 use parquet::file::reader::{FileReader as _, SerializedFileReader};
 use parquet::file::statistics::Statistics;
 
-/// Chunks of one range: some 50 bytes of memory each while they are looked at.
+/// Chunks of one range, whose instants and tokens are in memory while it is looked at.
 const CHUNKS_PER_RANGE: f64 = (1 << 21) as f64;
 
 /// Request ids, from the first up to but without the second.

@@ -74,8 +74,7 @@ pub(crate) struct Gauges {
 
 /// Emptied batches that are kept, and the most that one of them may hold. A batch
 /// that grows from nothing is copied six times on the way, and the pages that its
-/// end gives back to the kernel are faulted in again by the next: together a tenth
-/// of what a chunk cost.
+/// end gives back to the kernel are faulted in again by the next.
 const SPARE_BATCHES: usize = 8;
 const SPARE_BYTES: usize = 1 << 20;
 

@@ -1,7 +1,7 @@
 //! Payloads → meaning, by the places that a dialect names.
 //!
-//! Every payload is read into a JSON document, some 20 times the cost of the
-//! OpenAI reader's shortcut: what OpenAI-shaped streams need not pay.
+//! Every payload is read into a JSON document, which OpenAI-shaped streams need not
+//! pay for: they have a reader of their own.
 
 use serde_json::Value;
 
