@@ -35,12 +35,33 @@ pub(crate) struct Passing {
     pub(crate) body: Incoming,
     /// The answer itself tells where its body ends.
     pub(crate) delimited: bool,
+    /// What broke the answer off, kept back until everything before it has left:
+    /// hyper drops what it has not written when a body fails.
+    pub(crate) broken: Option<hyper::Error>,
 }
 
 type Next = Option<Result<Frame<Bytes>, hyper::Error>>;
 
 impl Passing {
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Next> {
+        if self.broken.is_none() {
+            let Poll::Ready(next) = self.poll_upstream(cx) else {
+                return Poll::Pending;
+            };
+            self.take(&next);
+            match next {
+                Some(Err(error)) => self.broken = Some(error),
+                next => return Poll::Ready(next),
+            }
+        }
+        if self.client.owes() {
+            self.client.park(cx);
+            return Poll::Pending;
+        }
+        Poll::Ready(self.broken.take().map(Err))
+    }
+
+    fn poll_upstream(&mut self, cx: &mut Context<'_>) -> Poll<Next> {
         let Some(connection) = &mut self.connection else {
             return Poll::Ready(None);
         };
@@ -118,20 +139,14 @@ impl Body for Download {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Next> {
         match self.get_mut() {
             Self::Own(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
-            Self::Upstream(passing) => {
-                let next = passing.poll_next(cx);
-                if let Poll::Ready(next) = &next {
-                    passing.take(next);
-                }
-                next
-            }
+            Self::Upstream(passing) => passing.poll_next(cx),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Own(text) => text.is_none(),
-            Self::Upstream(passing) => passing.body.is_end_stream(),
+            Self::Upstream(passing) => passing.broken.is_none() && passing.body.is_end_stream(),
         }
     }
 

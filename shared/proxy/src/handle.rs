@@ -283,6 +283,7 @@ impl Passage {
             connection: Some(connection),
             body,
             delimited,
+            broken: None,
         };
         Response::from_parts(head, Download::Upstream(Box::new(passing)))
     }
