@@ -23,6 +23,7 @@ mod sharegpt;
 #[cfg(feature = "datasets")]
 mod table;
 mod tokens;
+pub mod trace;
 
 pub use arrivals::ArrivalProcess;
 pub use body::BodyOptions;
