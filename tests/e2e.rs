@@ -4,6 +4,7 @@
     reason = "clippy excuses functions marked #[test], not the helpers they share"
 )]
 
+mod attempts;
 mod awkward;
 mod crash;
 mod derived;
@@ -18,6 +19,7 @@ mod format;
 mod fuzz_seeds;
 mod metrics;
 mod oracle;
+mod privacy;
 mod proxy;
 mod proxy_faults;
 mod proxy_rotation;
@@ -25,6 +27,7 @@ mod readme;
 mod record_load;
 mod replay_run;
 mod report;
+mod secrets;
 mod shell;
 mod slo;
 mod support;

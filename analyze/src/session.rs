@@ -609,8 +609,12 @@ fn is_open_loop(settings: &serde_json::Value) -> bool {
 }
 
 /// The tokenizer that was chosen, else the one that the manifest names if it is
-/// still the same file.
+/// still the same file; none where texts are not what they were.
 fn tokenizer(recording: &Recording, chosen: Option<&Path>) -> Option<String> {
+    // What was redacted is no longer the text whose tokens are wanted.
+    if is_set(&recording.manifest.settings, "redact") {
+        return None;
+    }
     if let Some(path) = chosen {
         return Some(path.display().to_string());
     }

@@ -7,8 +7,8 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tapedeck_recording::Durability;
 use tapedeck_run::args::{
-    BodyArgs, ConnectionArgs, Content, OutputArgs, TargetArgs, parse_api, parse_durability,
-    parse_duration, parse_pair,
+    BodyArgs, ConnectionArgs, OutputArgs, PrivacyArgs, TargetArgs, parse_api, parse_durability,
+    parse_duration, parse_pair, parse_share,
 };
 use tapedeck_wire::openai::Api;
 
@@ -233,6 +233,17 @@ pub struct ProxyArgs {
     #[command(flatten)]
     pub what: WhatArgs,
     #[command(flatten)]
+    pub privacy: PrivacyArgs,
+    /// The model's tokenizer.json, or a folder that holds one: with --content
+    /// hashed, counts input tokens and cuts prompts into blocks of them.
+    #[arg(
+        long,
+        alias = "tokenizer",
+        value_name = "PATH",
+        help_heading = "Privacy"
+    )]
+    pub tokenizer_path: Option<PathBuf>,
+    #[command(flatten)]
     pub store: StoreArgs,
 }
 
@@ -314,7 +325,8 @@ fn parse_limit(text: &str) -> Result<Limit, String> {
 #[command(next_help_heading = "What is recorded")]
 pub struct WhatArgs {
     /// Paths to record: a prefix, or with * a pattern of the whole path. Default:
-    /// */chat/completions and */completions. Other paths pass unrecorded.
+    /// */chat/completions and */completions. Other paths pass unrecorded. A request
+    /// header `x-tapedeck-record: off|hashed|lengths` keeps less of that request.
     #[arg(long = "match", value_name = "PATH", num_args = 1..)]
     pub patterns: Vec<String>,
     /// API of recorded paths that do not tell it by their end.
@@ -329,10 +341,6 @@ pub struct WhatArgs {
     /// Share of sessions to record, from 0 to 1.
     #[arg(long, value_name = "P", default_value = "1", value_parser = parse_share)]
     pub sample: f64,
-    /// What is kept of prompts and answers. A request header
-    /// `x-tapedeck-record: off|hashed|lengths` keeps less of that request.
-    #[arg(long, value_enum, default_value = "full")]
-    pub content: Content,
     /// Refuse requests with 503 while recording cannot keep up, instead of passing
     /// them on and counting what is lost.
     #[arg(long)]
@@ -386,13 +394,6 @@ fn parse_range_ratio(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(ratio) if (0.0..1.0).contains(&ratio) => Ok(ratio),
         _ => Err("expected a number from 0 to below 1".to_owned()),
-    }
-}
-
-fn parse_share(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(share) if (0.0..=1.0).contains(&share) => Ok(share),
-        _ => Err("expected a number from 0 to 1".to_owned()),
     }
 }
 

@@ -10,7 +10,7 @@ use tapedeck_live::{Arrival, PreparedRequest, StopLevel};
 use tapedeck_recording::Phase;
 use tapedeck_recording::manifest::Workload;
 use tapedeck_run::ending::Ending;
-use tapedeck_run::harness::{Harness, Plan};
+use tapedeck_run::harness::{Harness, Plan, Seeded};
 use tapedeck_run::manifest::{Described, timeouts_json};
 use tapedeck_run::output::{self, Outcome, content_hash};
 use tapedeck_run::requests::{RequestBuilder, body_json, body_options, timeouts};
@@ -44,7 +44,11 @@ pub fn run(args: &LoadArgs) -> Result<Ending> {
         options: body_options(&args.body, args.target.model.clone())?,
         requests: requests(args, &source, &server)?,
     };
-    let harness = Harness::new(&server, &args.connection, &args.output)?;
+    let seeded = Seeded {
+        seed: args.workload.seed,
+        tokenizer_path: args.workload.tokenizer_path.as_deref(),
+    };
+    let harness = Harness::new(&server, &args.connection, &args.output, seeded)?;
     let mut done = Vec::new();
     for (level, dir) in levels.iter().zip(folders(&root, &levels)) {
         if harness.stop.level() != StopLevel::Run {

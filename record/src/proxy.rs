@@ -19,6 +19,7 @@ use tapedeck_run::ending::Ending;
 use tapedeck_run::harness::raise_open_files_limit;
 use tapedeck_run::manifest::Described;
 use tapedeck_run::output;
+use tapedeck_run::requests::privacy;
 use tapedeck_run::secrets::{mask_query, mask_url};
 use tapedeck_run::signals;
 use url::Url;
@@ -48,7 +49,7 @@ pub(crate) fn run(args: &ProxyArgs) -> Result<Ending> {
     let gauges = Arc::default();
     let mut rotation = Rotation::start(Recordings {
         store: &args.store,
-        content: args.what.content,
+        privacy: privacy(&args.privacy, args.tokenizer_path.as_deref())?,
         described: described(args, &settings),
         gauges: Arc::clone(&gauges),
         clock,

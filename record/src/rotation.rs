@@ -10,9 +10,8 @@ use tapedeck_clock::RunClock;
 use tapedeck_live::{Gauges, Telemetry};
 use tapedeck_proxy::{Current, Recorder};
 use tapedeck_recording::{
-    DiskError, EventBatch, MarkRow, Privacy, SegmentLimits, Sink, Writer, WriterOptions,
+    DiskError, EventBatch, MarkRow, Privacy, Scrubber, SegmentLimits, Sink, Writer, WriterOptions,
 };
-use tapedeck_run::args::Content;
 use tapedeck_run::manifest::{Described, describe};
 use tapedeck_run::output::folder_name;
 use tapedeck_run::signals;
@@ -44,7 +43,8 @@ struct Open {
 /// What every recording begins with.
 pub(crate) struct Recordings<'a> {
     pub(crate) store: &'a StoreArgs,
-    pub(crate) content: Content,
+    /// Of all recordings but for the key.
+    pub(crate) privacy: Privacy,
     pub(crate) described: Described,
     pub(crate) gauges: Arc<Gauges>,
     /// The proxy's own.
@@ -68,8 +68,8 @@ pub(crate) struct Rotation<'a> {
 
 impl Recordings<'_> {
     fn begin(&self, clock: RunClock) -> Result<Open> {
-        let privacy =
-            Privacy::new(self.content.into()).context("cannot read a key for --content")?;
+        let privacy = self.privacy.with_new_key();
+        let privacy = privacy.context("cannot read a key for --content")?;
         let manifest = describe(clock, &self.described, &privacy);
         let path = new_folder(&self.store.out, &self.store.name);
         let options = WriterOptions {
@@ -80,7 +80,7 @@ impl Recordings<'_> {
             durability: self.store.durability,
             on_disk_error: DiskError::DropAndRetry,
         };
-        let writer = Writer::create(&path, manifest, options)?;
+        let writer = Writer::create_scrubbed(&path, manifest, options, Scrubber::new(&privacy))?;
         let sink = writer.sink();
         let telemetry = Telemetry::start(clock, Arc::clone(&self.gauges), sink.clone())
             .context("cannot start the telemetry thread")?;

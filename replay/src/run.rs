@@ -12,7 +12,7 @@ use tapedeck_recording::manifest::Workload;
 use tapedeck_recording::{Phase, RequestRow};
 use tapedeck_run::args::TargetArgs;
 use tapedeck_run::ending::Ending;
-use tapedeck_run::harness::{self, Harness};
+use tapedeck_run::harness::{self, Harness, Seeded};
 use tapedeck_run::manifest::{Described, timeouts_json};
 use tapedeck_run::output::{self, content_hash};
 use tapedeck_run::requests::RequestBuilder;
@@ -63,7 +63,7 @@ pub fn run(args: &RunArgs) -> Result<Ending> {
     let root = output::root(&args.output, COMMAND)?;
     let server = Server::reach(&args.target, api(&plan.requests[0].original)?)?;
     let requests = requests(&plan, &server, &args.target)?;
-    let harness = Harness::new(&server, &args.connection, &args.output)?;
+    let harness = Harness::new(&server, &args.connection, &args.output, Seeded::default())?;
     eprintln!(
         "replaying {} requests of {} over {:.1} s, mode {}",
         plan.requests.len(),

@@ -155,6 +155,7 @@ fn record(mock: &MockLlm, streams: usize, out: &Path) {
             read: minute,
             total: None,
         },
+        policy: tapedeck_live::AttemptPolicy::default(),
         workers: 1,
         parallel: Some(streams),
         start_ns: clock.now_ns() + 50_000_000,

@@ -165,6 +165,7 @@ fn record(addr: SocketAddr, rate: usize, warm: usize, out: &Path) -> i64 {
             read: minute,
             total: None,
         },
+        policy: tapedeck_live::AttemptPolicy::default(),
         workers: 1,
         parallel: None,
         start_ns,

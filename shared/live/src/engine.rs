@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 
 use crate::arrival::Arrival;
 use crate::pace::{HandOver, Pacer, Slots};
+use crate::policy::AttemptPolicy;
 use crate::tap::KernelStamping;
 use crate::target::Target;
 use crate::worker::{Assignment, Timeouts, WarmUp, WorkerSpec, run_worker};
@@ -146,6 +147,7 @@ pub struct RunSpec {
     pub clock: RunClock,
     pub target: Target,
     pub timeouts: Timeouts,
+    pub policy: AttemptPolicy,
     /// Worker threads, at least 1.
     pub workers: usize,
     /// Requests in flight at most; `None` is an uncapped open loop.
@@ -302,6 +304,7 @@ fn spawn_worker(
         clock: spec.clock,
         target: spec.target.clone(),
         timeouts: spec.timeouts,
+        policy: spec.policy,
         gauges: Arc::clone(&spec.gauges),
         stop: Arc::clone(&spec.stop),
         hand_over: Arc::clone(hand_over),

@@ -6,6 +6,7 @@ use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, header};
@@ -13,13 +14,17 @@ use http_body::{Body, Frame};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use tapedeck_recording::event::TimestampSource;
-use tapedeck_recording::{ChunkRow, MarkRow, Outcome, Pairs, RequestRow, ResponseRow};
+use tapedeck_recording::{
+    ChunkKind, ChunkRow, EventBatch, MarkRow, Outcome, Pairs, RequestRow, ResponseRow,
+};
 use tapedeck_wire::response::{Chunk, End, ResponseEnd, ResponseReader, ResponseSpec};
 
 use crate::arrival::PreparedRequest;
 use crate::connect::{ConnectInstants, Connection};
 use crate::engine::Failure;
 use crate::headers::{recorded_headers, redirect_target};
+use crate::policy::{CancelAfter, Ended};
+use crate::secrets::Secrets;
 use crate::tap::ReadStamp;
 use crate::worker::{Assignment, Kill, Stage, Watch, Worker, as_ns};
 
@@ -27,19 +32,31 @@ use crate::worker::{Assignment, Kill, Stage, Watch, Worker, as_ns};
 /// keeps it open longer loses the connection, not the request.
 const DRAIN_NS: i64 = 1_000_000_000;
 
-/// Sends the assigned request and records how it ended. A pooled connection that
-/// the server had closed is replaced once, by a fresh one, as a new attempt.
+/// Sends the assigned request and records how it ended, attempt by attempt. A pooled
+/// connection that the server had closed is replaced once, by a fresh one; what else
+/// is sent again is the policy's to say.
 pub(crate) async fn exchange(worker: Rc<Worker>, assignment: Assignment) {
     worker.wait_until_due(&assignment.arrival).await;
     let t_dispatched_ns = worker.clock.now_ns();
     worker.gauges.started();
-    let mut attempt = Attempt::new(&worker, &assignment, t_dispatched_ns, 0);
-    if attempt.run(Source::Pool).await == Ending::Stale {
-        attempt = Attempt::new(&worker, &assignment, t_dispatched_ns, 1);
-        attempt.run(Source::Fresh).await;
-    }
-    worker.gauges.ended(attempt.failure.take());
-    drop(attempt);
+    let (mut source, mut retried) = (Source::Pool, 0);
+    let mut number = 0;
+    let failure = loop {
+        let mut attempt = Attempt::new(&worker, &assignment, t_dispatched_ns, number);
+        attempt.retried = retried;
+        match attempt.run(source).await {
+            Ending::Final => break attempt.failure.take(),
+            Ending::Stale => source = Source::Fresh,
+            Ending::Again(wait) => {
+                if !worker.pause(wait).await {
+                    break attempt.failure.take();
+                }
+                (source, retried) = (Source::Pool, retried + 1);
+            }
+        }
+        number += 1;
+    };
+    worker.gauges.ended(failure);
     // Only now may the next request start: this one is recorded and counted.
     drop(assignment.slot);
 }
@@ -56,6 +73,8 @@ enum Ending {
     Final,
     /// A kept-alive connection ended before anything of the answer came.
     Stale,
+    /// Another attempt is to follow after so long.
+    Again(Duration),
 }
 
 struct Attempt<'a> {
@@ -64,9 +83,16 @@ struct Attempt<'a> {
     request: &'a PreparedRequest,
     attempt: i32,
     watch: Rc<Watch>,
+    /// When the client gives it up, if it does.
+    cancel: Option<CancelAfter>,
+    content_chunks: Cell<u32>,
     /// Until the request row is recorded.
     row: Cell<Option<RequestRow>>,
     failure: Cell<Option<Failure>>,
+    /// Attempts before this one that the policy asked for.
+    retried: u32,
+    /// Wait before the next attempt, if there is to be one.
+    again: Cell<Option<Duration>>,
 }
 
 /// What is known of the answer when it ends.
@@ -103,11 +129,23 @@ impl<'a> Attempt<'a> {
                 t_dispatched_ns,
                 attempt,
             ))),
+            cancel: worker.policy.cancels(assignment.request_id),
+            content_chunks: Cell::new(0),
             failure: Cell::new(None),
+            retried: 0,
+            again: Cell::new(None),
         }
     }
 
     async fn run(&self, source: Source) -> Ending {
+        let ending = self.send(source).await;
+        match self.again.take() {
+            Some(wait) if ending == Ending::Final => Ending::Again(wait),
+            _ => ending,
+        }
+    }
+
+    async fn send(&self, source: Source) -> Ending {
         let pooled = match source {
             Source::Pool => self.worker.pool.take().await,
             Source::Fresh => None,
@@ -158,6 +196,10 @@ impl<'a> Attempt<'a> {
     async fn converse(&self, mut connection: Connection, reused: bool) -> Ending {
         connection.tap.begin_attempt();
         self.enter(Stage::FirstByte);
+        if let Some(CancelAfter::Time(after)) = self.cancel {
+            let now_ns = self.worker.clock.now_ns();
+            self.watch.give_up_at(now_ns.saturating_add(as_ns(after)));
+        }
         let response = connection.sender.send_request(self.http_request());
         let mut response = pin!(response);
         let head = self
@@ -237,7 +279,12 @@ impl<'a> Attempt<'a> {
             // that this frame came with.
             let read = connection.tap.last_read();
             match frame {
-                Ok(Some(Ok(frame))) => self.take_frame(frame, read, reader, answer),
+                Ok(Some(Ok(frame))) => {
+                    self.take_frame(frame, read, reader, answer);
+                    if self.has_enough() && !reader.done_seen() {
+                        return self.killed(Kill::GivenUp);
+                    }
+                }
                 Ok(Some(Err(e))) => return broken(&e),
                 Ok(None) => return End::Clean,
                 Err(kill) => return self.killed(kill),
@@ -258,6 +305,11 @@ impl<'a> Attempt<'a> {
             Ok(data) => reader.feed(read, &data, &mut |chunk| self.record_chunk(&chunk)),
             Err(frame) => answer.trailers = frame.trailers_ref().map(recorded_headers),
         }
+    }
+
+    /// The client gives the answer up here.
+    fn has_enough(&self) -> bool {
+        matches!(self.cancel, Some(CancelAfter::Chunks(n)) if self.content_chunks.get() >= n)
     }
 
     /// Polls the connection and `poll` together until `poll` is ready or the
@@ -331,6 +383,14 @@ impl<'a> Attempt<'a> {
                     error: "the run was stopped".to_owned(),
                 };
             }
+            Kill::GivenUp => {
+                let after = match self.cancel {
+                    Some(CancelAfter::Time(after)) => format!("{after:?}"),
+                    _ => format!("{} content-bearing chunks", self.content_chunks.get()),
+                };
+                let error = format!("given up after {after}, as --cancel-rate asks");
+                return End::Cancelled { error };
+            }
         };
         End::Timeout { error }
     }
@@ -382,8 +442,26 @@ impl<'a> Attempt<'a> {
             payload: None,
         };
         self.worker.gauges.chunk();
+        if chunk.kind == ChunkKind::Error
+            && let Some(masked) = self.secrets().masked(chunk.data)
+        {
+            let add = |batch: &mut EventBatch| batch.chunks.push(row, Some(&masked));
+            return self.worker.record(0, add);
+        }
+        if matches!(
+            chunk.kind,
+            ChunkKind::Content | ChunkKind::Tool | ChunkKind::Reasoning
+        ) {
+            self.content_chunks.set(self.content_chunks.get() + 1);
+        }
         self.worker
             .record(0, |batch| batch.chunks.push(row, Some(chunk.data)));
+    }
+
+    /// What the server was told and nobody else may know: some quote it.
+    fn secrets(&self) -> Secrets {
+        let sent = self.request.uri.query();
+        Secrets::of(&self.request.headers, sent, self.request.query.as_deref())
     }
 
     fn mark_truncated(&self, what: &str, bytes: i64) {
@@ -419,6 +497,17 @@ impl<'a> Attempt<'a> {
             self.mark_truncated("body", end.body_bytes);
         }
         let ok = end.outcome == Outcome::Ok;
+        if !ok {
+            self.secrets().mask_end(&mut end);
+            let ended = Ended {
+                outcome: end.outcome,
+                status: answer.status,
+                chunk_count: end.chunk_count,
+                headers: answer.headers.as_ref(),
+            };
+            let (policy, id) = (&self.worker.policy, self.assignment.request_id);
+            self.again.set(policy.wait(ended, id, self.retried));
+        }
         self.failure.set((!ok).then(|| Failure {
             request_id: self.assignment.request_id,
             outcome: end.outcome,

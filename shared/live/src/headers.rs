@@ -1,6 +1,6 @@
 //! Which headers reach a recording.
 
-use http::{HeaderMap, header};
+use http::{HeaderMap, HeaderName, header};
 use tapedeck_recording::Pairs;
 use url::Url;
 
@@ -41,13 +41,19 @@ const ALLOWED: &[&str] = &[
     "x-session-id",
 ];
 
+/// Whether headers of this name are recorded.
+#[must_use]
+pub fn is_recorded(name: &HeaderName) -> bool {
+    ALLOWED.contains(&name.as_str())
+}
+
 /// The recorded part of `headers`, in their order. Values that are not text are
 /// kept as their readable ASCII.
 #[must_use]
 pub fn recorded_headers(headers: &HeaderMap) -> Pairs {
     headers
         .iter()
-        .filter(|(name, _)| ALLOWED.contains(&name.as_str()))
+        .filter(|(name, _)| is_recorded(name))
         .map(|(name, value)| {
             let text = value.as_bytes().escape_ascii().to_string();
             (name.as_str().to_owned(), text)

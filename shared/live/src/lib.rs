@@ -14,6 +14,8 @@ pub mod engine;
 pub mod exchange;
 pub mod headers;
 mod pace;
+pub mod policy;
+pub mod secrets;
 pub mod tap;
 pub mod target;
 pub mod telemetry;
@@ -21,6 +23,7 @@ mod worker;
 
 pub use arrival::{Arrival, PreparedRequest};
 pub use engine::{Failure, Gauges, RunError, RunSpec, Stop, StopLevel, Workers, run};
+pub use policy::{AttemptPolicy, CancelAfter, Cancellation};
 pub use target::{Target, TargetError, TlsOptions};
 pub use telemetry::Telemetry;
 pub use worker::Timeouts;

@@ -19,6 +19,7 @@ use crate::connect::{Connector, Pool};
 use crate::engine::{Gauges, Stop, StopLevel};
 use crate::exchange::exchange;
 use crate::pace::{HandOver, SlotGuard};
+use crate::policy::AttemptPolicy;
 use crate::tap::TapContext;
 use crate::target::Target;
 
@@ -51,7 +52,9 @@ pub(crate) struct Worker {
     pub(crate) connector: Connector,
     pub(crate) pool: Pool,
     pub(crate) timeouts: Timeouts,
+    pub(crate) policy: AttemptPolicy,
     pub(crate) gauges: Arc<Gauges>,
+    stop: Arc<Stop>,
     hand_over: Arc<HandOver>,
     /// Its number, for the `worker` column.
     pub(crate) label: Arc<str>,
@@ -71,6 +74,7 @@ pub(crate) struct WorkerSpec {
     pub(crate) clock: RunClock,
     pub(crate) target: Target,
     pub(crate) timeouts: Timeouts,
+    pub(crate) policy: AttemptPolicy,
     pub(crate) gauges: Arc<Gauges>,
     pub(crate) stop: Arc<Stop>,
     pub(crate) hand_over: Arc<HandOver>,
@@ -114,7 +118,9 @@ impl Worker {
             ),
             pool: Pool::default(),
             timeouts: spec.timeouts,
+            policy: spec.policy,
             gauges: Arc::clone(&spec.gauges),
+            stop: Arc::clone(&spec.stop),
             hand_over: Arc::clone(&spec.hand_over),
             label: spec.index.to_string().into(),
             sink: spec.sink.clone(),
@@ -195,6 +201,22 @@ impl Worker {
         }
     }
 
+    /// Waits before another attempt; false when the run is ending: nothing more is
+    /// to be sent.
+    pub(crate) async fn pause(&self, wait: Duration) -> bool {
+        let until_ns = self.clock.now_ns().saturating_add(as_ns(wait));
+        loop {
+            if self.stop.level() != StopLevel::Run || self.sink.failed() {
+                return false;
+            }
+            let left_ns = until_ns - self.clock.now_ns();
+            let Ok(left_ns @ 1..) = u64::try_from(left_ns) else {
+                return true;
+            };
+            tokio::time::sleep(Duration::from_nanos(left_ns).min(TICK)).await;
+        }
+    }
+
     /// A watch that ends what it guards after `Timeouts::total`, or when the run
     /// is stopped.
     pub(crate) fn watch(&self) -> Rc<Watch> {
@@ -202,6 +224,7 @@ impl Worker {
         let watch = Rc::new(Watch {
             end_ns: total.map_or(i64::MAX, |ns| self.clock.now_ns().saturating_add(ns)),
             stage: Cell::new((Stage::Connect, i64::MAX)),
+            cancel_ns: Cell::new(i64::MAX),
             kill: Cell::new(None),
             waker: RefCell::new(None),
         });
@@ -239,7 +262,10 @@ pub(crate) enum Stage {
 pub(crate) enum Kill {
     Timeout(Stage),
     TotalTimeout,
+    /// The run was stopped.
     Cancelled,
+    /// `--cancel-after` says so.
+    GivenUp,
 }
 
 /// The deadline of one attempt. Setting it costs a store: one tick of the worker
@@ -248,6 +274,7 @@ pub(crate) enum Kill {
 pub(crate) struct Watch {
     end_ns: i64,
     stage: Cell<(Stage, i64)>,
+    cancel_ns: Cell<i64>,
     kill: Cell<Option<Kill>>,
     waker: RefCell<Option<Waker>>,
 }
@@ -255,6 +282,11 @@ pub(crate) struct Watch {
 impl Watch {
     pub(crate) fn enter(&self, stage: Stage, deadline_ns: i64) {
         self.stage.set((stage, deadline_ns));
+    }
+
+    /// Gives the attempt up at an instant.
+    pub(crate) fn give_up_at(&self, t_ns: i64) {
+        self.cancel_ns.set(t_ns);
     }
 
     pub(crate) fn kill(&self) -> Option<Kill> {
@@ -273,6 +305,8 @@ impl Watch {
         let (stage, deadline_ns) = self.stage.get();
         let kill = if cancel {
             Kill::Cancelled
+        } else if now_ns >= self.cancel_ns.get() {
+            Kill::GivenUp
         } else if now_ns >= deadline_ns {
             Kill::Timeout(stage)
         } else if now_ns >= self.end_ns {

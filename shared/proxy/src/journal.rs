@@ -11,9 +11,10 @@ use http::{HeaderMap, header};
 use tapedeck_live::connect::ConnectInstants;
 use tapedeck_live::exchange::{Answer, header_str, response_row};
 use tapedeck_live::headers::recorded_headers;
+use tapedeck_live::secrets::Secrets;
 use tapedeck_live::tap::ReadStamp;
 use tapedeck_recording::{
-    ChunkRow, Content, MarkRow, Pairs, Phase, Privacy, RequestRow, body_hash,
+    ChunkKind, ChunkRow, Content, MarkRow, Outcome, Pairs, Phase, Privacy, RequestRow, body_hash,
 };
 use tapedeck_wire::decode::Decoder;
 use tapedeck_wire::openai::{Api, request_facts};
@@ -46,6 +47,8 @@ pub(crate) struct Journal {
     api: Api,
     privacy: Privacy,
     headers: HeaderMap,
+    /// As it came, secrets included.
+    query: Option<Box<str>>,
     row: RequestRow,
     opened: Option<Opened>,
     /// The row of this attempt is recorded.
@@ -107,6 +110,7 @@ impl Journal {
             api,
             privacy,
             headers: head.headers.clone(),
+            query: query.map(Into::into),
             row,
             opened: None,
             written: false,
@@ -240,7 +244,10 @@ impl Journal {
             (_, Some(read)) if reader.done_seen() => read.t_ns,
             _ => ended.now_ns,
         };
-        let end = reader.finish(ended.end, &mut |chunk| self.write_chunk(&chunk));
+        let mut end = reader.finish(ended.end, &mut |chunk| self.write_chunk(&chunk));
+        if end.outcome != Outcome::Ok {
+            self.secrets().mask_end(&mut end);
+        }
         self.write_request();
         if end.truncated_body {
             self.mark_truncated("body", end.body_bytes);
@@ -262,10 +269,10 @@ impl Journal {
             return;
         }
         let mut row = self.row.clone();
-        self.privacy.request(&mut row);
-        let body_bytes = row.body.as_ref().map_or(0, Bytes::len);
+        let hidden = self.privacy.request(&mut row);
+        let body_bytes = row.body.as_ref().or(hidden.as_ref()).map_or(0, Bytes::len);
         self.book
-            .record(body_bytes, |batch| batch.requests.push(row));
+            .record(body_bytes, |batch| batch.push_request(row, hidden));
     }
 
     fn write_chunk(&self, chunk: &Chunk<'_, Tag>) {
@@ -288,10 +295,24 @@ impl Journal {
             bytes: chunk.bytes,
             payload: None,
         };
-        let data = self.privacy.chunk(&mut row).then_some(chunk.data);
+        let masked = match chunk.kind {
+            ChunkKind::Error => self.secrets().masked(chunk.data),
+            _ => None,
+        };
+        let data = masked.as_deref().unwrap_or(chunk.data);
+        let data = self.privacy.chunk(&mut row).then_some(data);
         self.worker.metrics.chunk();
         self.worker.gauges.chunk();
         self.book.record(0, |batch| batch.chunks.push(row, data));
+    }
+
+    /// What the client told the server and nobody else may know.
+    fn secrets(&self) -> Secrets {
+        Secrets::of(
+            &self.headers,
+            self.query.as_deref(),
+            self.row.query.as_deref(),
+        )
     }
 
     fn mark_truncated(&self, what: &str, bytes: i64) {

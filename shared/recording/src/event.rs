@@ -172,9 +172,27 @@ pub struct EventBatch {
     pub responses: Vec<ResponseRow>,
     pub samples: Vec<SampleRow>,
     pub marks: Vec<MarkRow>,
+    /// What the writer hashes and never writes.
+    pub prompts: Vec<HiddenPrompt>,
+}
+
+/// The body of a request whose row has none: the writer puts its hashes there.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HiddenPrompt {
+    /// Index of the row in [`EventBatch::requests`].
+    pub request: usize,
+    pub body: Bytes,
 }
 
 impl EventBatch {
+    /// Adds a request with the body that is hidden from its row, if there is one.
+    pub fn push_request(&mut self, row: RequestRow, hidden: Option<Bytes>) {
+        let request = self.requests.len();
+        self.prompts
+            .extend(hidden.map(|body| HiddenPrompt { request, body }));
+        self.requests.push(row);
+    }
+
     #[must_use]
     pub fn len(&self) -> usize {
         self.requests.len()
@@ -202,7 +220,9 @@ impl EventBatch {
                     .map(|r| r.body.as_ref().map_or(0, Bytes::len)),
             )
             .sum();
+        let hidden: usize = self.prompts.iter().map(|p| p.body.len()).sum();
         bodies
+            + hidden
             + self.chunks.payloads.len()
             + self.chunks.rows.len() * size_of::<ChunkRow>()
             + self.requests.len() * size_of::<RequestRow>()
@@ -246,6 +266,12 @@ impl EventBatch {
 
     /// Moves all rows of `other` behind those of `self`.
     pub fn append(&mut self, other: &mut Self) {
+        let shift = self.requests.len();
+        let moved = other.prompts.drain(..).map(|mut prompt| {
+            prompt.request += shift;
+            prompt
+        });
+        self.prompts.extend(moved);
         self.requests.append(&mut other.requests);
         self.chunks.append(&mut other.chunks);
         self.responses.append(&mut other.responses);

@@ -2,14 +2,14 @@
 //!
 //! This crate knows Arrow, Parquet and the disk, and no sockets. Reading order:
 //! [`schema`] (the contract), [`event`] (rows), [`columns`] (rows ↔ Arrow),
-//! `sink` and `queue` (towards the sockets), [`writer`] (commits and cuts), `wal` and `frame` (the open segment on disk),
+//! `sink` and `queue` (towards the sockets), [`privacy`], [`writer`] (commits and cuts), `wal` and `frame` (the open segment on disk),
 //! `sealer` and [`segment`] (Parquet), [`manifest`], [`reader`], `recover` (what
 //! a recorder that died left behind), [`repair`].
 //!
 //! # Threads
 //!
-//! Sockets → queue → `tapedeck-writer` (numbers rows, converts them to Arrow once,
-//! appends them to the log) → `tapedeck-sealer` (Parquet and manifest), with
+//! Sockets → queue → `tapedeck-writer` (hashes prompts and redacts, numbers rows,
+//! converts them to Arrow once, appends them to the log) → `tapedeck-sealer` (Parquet and manifest), with
 //! `tapedeck-sync` beside them. A disk that is slow to sync stops none of the
 //! others; one that is slow to take Parquet stops the writer when a second
 //! segment is full, then the queue fills, and then the sockets wait or drop.
@@ -40,11 +40,11 @@ mod wal;
 pub mod writer;
 
 pub use event::{
-    ChunkKind, ChunkRow, ChunkRows, EventBatch, MarkRow, Outcome, Pairs, Phase, RequestRow,
-    ResponseRow, SampleRow, TimestampSource,
+    ChunkKind, ChunkRow, ChunkRows, EventBatch, HiddenPrompt, MarkRow, Outcome, Pairs, Phase,
+    RequestRow, ResponseRow, SampleRow, TimestampSource,
 };
 pub use manifest::Manifest;
-pub use privacy::{Content, Privacy};
+pub use privacy::{BlockSpec, Content, Privacy, Redaction, Scrubber};
 pub use reader::Recording;
 pub use recover::Recovered;
 pub use schema::Table;

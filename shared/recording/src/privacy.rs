@@ -1,16 +1,30 @@
-//! What is kept of prompts and answers: a pure function over rows, applied before
-//! they reach the queue.
+//! What is kept of prompts and answers.
+//!
+//! Text that a mode does not keep leaves the rows before they reach the queue, by a
+//! pure function. What costs more than that, block hashes and `--redact`, is the
+//! [`Scrubber`]'s, on the writer's thread: behind the instants, before the log.
 //!
 //! Kinds, token counts, lengths and instants stay in every mode. Words that a
 //! server or a client chose freely stay only where they look like words of a
 //! protocol: a model's name, a finish reason, an event's name.
 
+mod blocks;
+mod json;
+mod prompt;
+mod redact;
+mod scrub;
+
 use std::io::Read;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use tapedeck_wire::word_enum;
 
-use crate::event::{ChunkRow, EventBatch, Pairs, RequestRow, ResponseRow};
+use crate::event::{ChunkRow, EventBatch, HiddenPrompt, Pairs, RequestRow, ResponseRow};
+
+pub use blocks::{BLOCK_BYTES, BLOCK_TOKENS, BlockSpec, Encode, KNOWN_BLOCKS, TokenizerName};
+pub use redact::{REDACTED, Redaction, Rule, RuleError};
+pub use scrub::Scrubber;
 
 word_enum! {
     /// What is kept, from most to least: everything; no text but keyed hashes of
@@ -26,6 +40,8 @@ word_enum! {
 pub struct Privacy {
     content: Content,
     key: [u8; 32],
+    redaction: Arc<Redaction>,
+    blocks: Arc<BlockSpec>,
 }
 
 impl std::fmt::Debug for Privacy {
@@ -48,9 +64,58 @@ impl Privacy {
     /// # Errors
     /// When the system has no randomness to give.
     pub fn new(content: Content) -> std::io::Result<Self> {
+        Self {
+            content,
+            ..Self::full()
+        }
+        .with_new_key()
+    }
+
+    /// The same policy for another recording.
+    ///
+    /// # Errors
+    /// When the system has no randomness to give.
+    pub fn with_new_key(&self) -> std::io::Result<Self> {
         let mut key = [0; 32];
         std::fs::File::open("/dev/urandom")?.read_exact(&mut key)?;
-        Ok(Self { content, key })
+        Ok(Self {
+            key,
+            ..self.clone()
+        })
+    }
+
+    /// Removes what `redaction` says, too.
+    #[must_use]
+    pub fn redacting(self, redaction: Redaction) -> Self {
+        Self {
+            redaction: Arc::new(redaction),
+            ..self
+        }
+    }
+
+    /// Cuts prompts as `blocks` says, where it hashes them.
+    #[must_use]
+    pub fn with_blocks(self, blocks: BlockSpec) -> Self {
+        Self {
+            blocks: Arc::new(blocks),
+            ..self
+        }
+    }
+
+    #[must_use]
+    pub fn redaction(&self) -> &Redaction {
+        &self.redaction
+    }
+
+    #[must_use]
+    pub fn blocks(&self) -> &BlockSpec {
+        &self.blocks
+    }
+
+    /// Whether a hash of a text that is kept whole, or not at all, must be keyed.
+    #[must_use]
+    pub fn hides_text(&self) -> bool {
+        self.content != Content::Full || !self.redaction.is_empty()
     }
 
     /// The policy that keeps everything and needs no key.
@@ -59,6 +124,8 @@ impl Privacy {
         Self {
             content: Content::Full,
             key: [0; 32],
+            redaction: Arc::default(),
+            blocks: Arc::default(),
         }
     }
 
@@ -72,7 +139,7 @@ impl Privacy {
     pub fn at_least(&self, content: Content) -> Self {
         Self {
             content: self.content.max(content),
-            key: self.key,
+            ..self.clone()
         }
     }
 
@@ -82,21 +149,19 @@ impl Privacy {
         crate::hash_digits(&blake3::keyed_hash(&self.key, bytes))
     }
 
-    /// Removes from a request what this policy does not keep.
-    pub fn request(&self, row: &mut RequestRow) {
+    /// Removes from a request what this policy does not keep. In `hashed` that gives
+    /// the body, for [`EventBatch::push_request`].
+    pub fn request(&self, row: &mut RequestRow) -> Option<Bytes> {
         if self.content == Content::Full {
-            return;
+            return None;
         }
         row.session_id = row.session_id.take().map(|id| self.hashed(&id));
         row.model = row.model.take().filter(|model| is_word(model));
         row.headers = row.headers.take().map(|headers| self.headers(&headers));
         // Only the names of parameters: anything may stand in a value.
         row.query = row.query.take().map(|query| names_only(&query));
-        let body = row.body.take();
-        row.body_hash = match self.content {
-            Content::Hashed => body.map(|body| self.hash(&body).into()),
-            _ => None,
-        };
+        row.body_hash = None;
+        row.body.take().filter(|_| self.content == Content::Hashed)
     }
 
     /// Removes from a response what this policy does not keep.
@@ -130,8 +195,10 @@ impl Privacy {
         if self.content == Content::Full {
             return;
         }
-        for row in &mut batch.requests {
-            self.request(row);
+        for (request, row) in batch.requests.iter_mut().enumerate() {
+            let hidden = self.request(row);
+            let prompts = &mut batch.prompts;
+            prompts.extend(hidden.map(|body| HiddenPrompt { request, body }));
         }
         for row in &mut batch.responses {
             self.response(row);
@@ -145,6 +212,7 @@ impl Privacy {
         }
     }
 
+    /// Headers with the names of sessions hashed.
     fn headers(&self, headers: &Pairs) -> Pairs {
         let hashed = |(name, value): &(String, String)| {
             let value = if SESSION_HEADERS.contains(&name.as_str()) {

@@ -19,6 +19,7 @@ use crate::event::EventBatch;
 use crate::files;
 use crate::lock::{self, WAL_DIR};
 use crate::manifest::{Manifest, State};
+use crate::privacy::{Privacy, Scrubber};
 use crate::queue::{Popped, Queue};
 use crate::recover::Notes;
 use crate::schema::Table;
@@ -157,6 +158,20 @@ impl Writer {
         manifest: Manifest,
         options: impl Into<WriterOptions>,
     ) -> Result<Self, WriteError> {
+        Self::create_scrubbed(dir, manifest, options, Scrubber::new(&Privacy::full()))
+    }
+
+    /// As [`Self::create`], with what `scrubber` does to every batch before it is
+    /// written.
+    ///
+    /// # Errors
+    /// When `dir` is not empty or cannot be written.
+    pub fn create_scrubbed(
+        dir: &Path,
+        manifest: Manifest,
+        options: impl Into<WriterOptions>,
+        scrubber: Scrubber,
+    ) -> Result<Self, WriteError> {
         let options = options.into();
         let lock = claim(dir)?;
         store(&manifest, dir)?;
@@ -165,7 +180,8 @@ impl Writer {
             gauges: Arc::new(Gauges::default()),
         };
         let ending = Arc::new(AtomicBool::new(false));
-        let mut state = WriterState::new(dir, manifest, options, &sink, Arc::clone(&ending))?;
+        let ended = Arc::clone(&ending);
+        let mut state = WriterState::new(dir, manifest, options, &sink, ended, scrubber)?;
         let panicked = sink.clone();
         let thread = std::thread::Builder::new()
             .name("tapedeck-writer".into())
@@ -299,6 +315,7 @@ struct WriterState {
     gauges: Arc<Gauges>,
     sealer: Sealer,
     log: Option<Log>,
+    scrubber: Scrubber,
     /// Taken from the queue, not yet committed.
     pending: EventBatch,
     pending_bytes: usize,
@@ -322,6 +339,7 @@ impl WriterState {
         options: WriterOptions,
         sink: &Sink,
         ending: Arc<AtomicBool>,
+        scrubber: Scrubber,
     ) -> Result<Self, WriteError> {
         let log = match options.durability {
             Durability::None => None,
@@ -358,6 +376,7 @@ impl WriterState {
             gauges: Arc::clone(&sink.gauges),
             sealer,
             log,
+            scrubber,
             pending: EventBatch::default(),
             pending_bytes: 0,
             commit_at_ns: i64::MAX,
@@ -393,6 +412,8 @@ impl WriterState {
         if self.pending.is_empty() {
             self.commit_at_ns = in_ns(COMMIT_EVERY);
         }
+        let now_ns = monotonic_ns() - self.start_ns;
+        self.scrubber.scrub(&mut batch, now_ns);
         self.notes.add(&batch);
         self.pending_bytes += batch.size_bytes();
         self.pending.append(&mut batch);

@@ -6,7 +6,9 @@ use std::time::Duration;
 use clap::{ArgAction, Args, ValueEnum};
 #[cfg(feature = "report")]
 use tapedeck_analyze::Slo;
+use tapedeck_live::CancelAfter;
 use tapedeck_recording::Durability;
+use tapedeck_recording::privacy::Rule;
 use tapedeck_wire::openai::Api;
 
 #[derive(Debug, Clone, Args)]
@@ -108,6 +110,52 @@ pub struct ConnectionArgs {
     /// Worker threads; default: half the cores.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub workers: Option<u16>,
+    #[command(flatten)]
+    pub attempts: AttemptArgs,
+}
+
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Attempts")]
+pub struct AttemptArgs {
+    /// Send a request up to N more times: after a failed connection or a timeout
+    /// before any chunk, and after HTTP 408, 429 and 5xx, waiting 0.5 s, then twice
+    /// as long each time up to 8 s, less up to a quarter drawn from --seed. Every
+    /// attempt is recorded; the last one counts.
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=100))]
+    pub retries: u32,
+    /// Wait as long as the server's Retry-After says instead, up to 60 s.
+    #[arg(long, requires = "retries")]
+    pub obey_retry_after: bool,
+    /// Share of requests, from 0 to 1, whose client gives up: the connection is
+    /// closed and the outcome is `cancelled`. --seed and the request's id decide
+    /// which ones.
+    #[arg(long, value_name = "P", value_parser = parse_share)]
+    pub cancel_rate: Option<f64>,
+    /// When they give up: so long after the request is written (500ms, 2s; to
+    /// within 20 ms), or with the read that brings so many content-bearing chunks
+    /// (20chunks). What ends before that is not cancelled.
+    #[arg(long, value_name = "D|Nchunks", default_value = "1chunks", value_parser = parse_cancel_after, requires = "cancel_rate")]
+    pub cancel_after: CancelAfter,
+}
+
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Privacy")]
+pub struct PrivacyArgs {
+    /// What is kept of prompts and answers.
+    #[arg(long, value_enum, default_value = "full")]
+    pub content: Content,
+    /// Replace texts by [redacted] before they are written: what a JSON pointer
+    /// leads to in any request body, chunk or answer (/messages/*/content,
+    /// /choices/*/delta/content; * is every element or member), or what a pattern
+    /// matches in strings, numbers and errors (re:PATTERN). May be given again.
+    /// Chunks are looked at one by one: no pattern matches across two of them. A
+    /// pointer takes the whole of a text that is no JSON document.
+    #[arg(long, value_name = "RULE")]
+    pub redact: Vec<Rule>,
+    /// Size of the prompt blocks that --content hashed keeps ids of: tokens where
+    /// a tokenizer is given (default 16), else bytes of text (default 64).
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub block_size: Option<u32>,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -123,9 +171,8 @@ pub struct OutputArgs {
     /// Labels, to tell recordings apart in SQL.
     #[arg(long = "label", value_name = "K=V", value_parser = parse_pair, num_args = 1..)]
     pub labels: Vec<(String, String)>,
-    /// What is kept of prompts and answers.
-    #[arg(long, value_enum, default_value = "full")]
-    pub content: Content,
+    #[command(flatten)]
+    pub privacy: PrivacyArgs,
     /// What outlives a crash of what is not sealed yet: `none`, nothing (no
     /// write-ahead log); `interval`, all that is older than 200 ms, than 1 s if
     /// the machine dies too; `batch`, all that was handed over, one sync each.
@@ -192,6 +239,28 @@ pub fn parse_durability(text: &str) -> Result<Durability, String> {
     Durability::from_word(text).ok_or_else(|| "known: none, interval, batch".to_owned())
 }
 
+/// A share, from 0 to 1.
+///
+/// # Errors
+/// For anything else.
+pub fn parse_share(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(share) if (0.0..=1.0).contains(&share) => Ok(share),
+        _ => Err("expected a number from 0 to 1".to_owned()),
+    }
+}
+
+/// `20chunks`, or a duration.
+fn parse_cancel_after(text: &str) -> Result<CancelAfter, String> {
+    let Some(number) = text.strip_suffix("chunks").or(text.strip_suffix("chunk")) else {
+        return parse_duration(text).map(CancelAfter::Time);
+    };
+    match number.trim().parse() {
+        Ok(chunks @ 1..) => Ok(CancelAfter::Chunks(chunks)),
+        _ => Err("expected a number of chunks such as 20chunks".to_owned()),
+    }
+}
+
 /// `KEY=VALUE`.
 ///
 /// # Errors
@@ -235,6 +304,18 @@ pub fn parse_object(text: &str) -> Result<serde_json::Map<String, serde_json::Va
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn cancelling_is_by_time_or_by_chunks() {
+        let time = |ms| Ok(CancelAfter::Time(Duration::from_millis(ms)));
+        assert_eq!(parse_cancel_after("500ms"), time(500));
+        assert_eq!(parse_cancel_after("2"), time(2000));
+        assert_eq!(parse_cancel_after("20chunks"), Ok(CancelAfter::Chunks(20)));
+        assert_eq!(parse_cancel_after("1chunk"), Ok(CancelAfter::Chunks(1)));
+        for bad in ["0chunks", "chunks", "-1chunks", "0ms", "soon"] {
+            assert!(parse_cancel_after(bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn durations_have_units_and_are_above_zero() {

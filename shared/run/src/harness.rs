@@ -9,15 +9,15 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::{Value, json};
 use tapedeck_clock::RunClock;
 use tapedeck_live::{
-    Arrival, Failure, Gauges, PreparedRequest, RunSpec, Stop, StopLevel, Telemetry, Timeouts,
-    Workers, run as run_arrivals,
+    Arrival, AttemptPolicy, Failure, Gauges, PreparedRequest, RunSpec, Stop, StopLevel, Telemetry,
+    Timeouts, Workers, run as run_arrivals,
 };
 use tapedeck_recording::{
-    EventBatch, MarkRow, Phase, Privacy, SegmentLimits, Sink, Writer, WriterOptions,
+    EventBatch, MarkRow, Phase, Privacy, Scrubber, SegmentLimits, Sink, Writer, WriterOptions,
 };
 
 use crate::args::{ConnectionArgs, OutputArgs};
-use crate::manifest::{Described, describe};
+use crate::manifest::{Described, attempts_json, describe};
 use crate::output::{Outcome, failure_text};
 use crate::progress::Progress;
 use crate::requests;
@@ -32,12 +32,14 @@ const LEAD_NS: i64 = 20_000_000;
 pub struct Harness<'a> {
     pub server: &'a Server,
     pub timeouts: Timeouts,
+    /// Which attempts follow which, and which are broken off.
+    pub attempts: AttemptPolicy,
     pub workers: usize,
     /// Opened before the start of each recording's load.
     pub warm_connections: usize,
     pub stop: Arc<Stop>,
     pub writer: WriterOptions,
-    /// What is kept of prompts and answers.
+    /// What is kept of prompts and answers; each recording has its own key.
     pub privacy: Privacy,
     /// No progress bar.
     pub quiet: bool,
@@ -52,6 +54,7 @@ impl<'a> Harness<'a> {
         server: &'a Server,
         connection: &ConnectionArgs,
         output: &OutputArgs,
+        seeded: Seeded<'_>,
     ) -> Result<Self> {
         raise_open_files_limit();
         let stop = Arc::new(Stop::default());
@@ -59,15 +62,23 @@ impl<'a> Harness<'a> {
         Ok(Self {
             server,
             timeouts: requests::timeouts(connection),
+            attempts: requests::attempt_policy(&connection.attempts, seeded.seed),
             workers: requests::workers(connection),
             warm_connections: usize::from(connection.warm_connections),
             stop,
             writer: writer_options(output),
-            privacy: Privacy::new(output.content.into())
-                .context("cannot read a key for --content")?,
+            privacy: requests::privacy(&output.privacy, seeded.tokenizer_path)?,
             quiet: output.no_progress || output.json,
         })
     }
+}
+
+/// What a program knows beside the flags that all of them share.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Seeded<'a> {
+    pub seed: u64,
+    /// Cuts prompts into blocks of tokens, for `--content hashed`.
+    pub tokenizer_path: Option<&'a Path>,
 }
 
 fn writer_options(output: &OutputArgs) -> WriterOptions {
@@ -135,17 +146,21 @@ impl Harness<'_> {
         arrivals: impl Iterator<Item = Arrival>,
     ) -> Result<Outcome> {
         let clock = RunClock::start();
+        let privacy = self.privacy.with_new_key();
         let run = Run {
             harness: self,
             clock,
+            privacy: privacy.context("cannot read a key for --content")?,
             gauges: Arc::new(Gauges::default()),
         };
-        let mut manifest = describe(clock, &plan.described, &self.privacy);
+        let mut manifest = describe(clock, &plan.described, &run.privacy);
         if let Some(settings) = manifest.settings.as_object_mut() {
             let durability = self.writer.durability.as_str();
             settings.insert("durability".into(), durability.into());
+            settings.insert("attempts".into(), attempts_json(&self.attempts));
         }
-        let writer = Writer::create(dir, manifest, self.writer)?;
+        let scrubber = Scrubber::new(&run.privacy);
+        let writer = Writer::create_scrubbed(dir, manifest, self.writer, scrubber)?;
         let result = run.drive(plan, &writer.sink(), arrivals);
         let sealed = writer.finish();
         // The disk's error explains the run's, not the other way round.
@@ -175,6 +190,7 @@ impl Harness<'_> {
 struct Run<'a> {
     harness: &'a Harness<'a>,
     clock: RunClock,
+    privacy: Privacy,
     gauges: Arc<Gauges>,
 }
 
@@ -237,6 +253,7 @@ impl Run<'_> {
         let mut spec = self.spec(sink, self.clock.now_ns(), 0);
         spec.gauges = Arc::new(Gauges::default());
         spec.workers = 1;
+        spec.policy.cancel = None;
         let arrival = Arrival {
             request: Arc::clone(request),
             offset_ns: None,
@@ -269,6 +286,7 @@ impl Run<'_> {
             clock: self.clock,
             target: self.harness.server.target.clone(),
             timeouts: self.harness.timeouts,
+            policy: self.harness.attempts,
             workers: self.harness.workers,
             parallel: Some(1),
             start_ns,
@@ -276,7 +294,7 @@ impl Run<'_> {
             first_request_id: first_id,
             first_conn_id: first_id,
             sink: sink.clone(),
-            privacy: self.harness.privacy.clone(),
+            privacy: self.privacy.clone(),
             stop: Arc::clone(&self.harness.stop),
             gauges: Arc::clone(&self.gauges),
         }

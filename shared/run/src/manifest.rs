@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::{Value, json};
 use tapedeck_clock::{Anchor, RunClock, realtime_ns};
-use tapedeck_live::Timeouts;
+use tapedeck_live::{AttemptPolicy, CancelAfter, Timeouts};
 use tapedeck_recording::manifest::{ClockAnchor, Host, Workload};
+use tapedeck_recording::privacy::REDACTED;
 use tapedeck_recording::{Content, Manifest, Privacy};
 
 use crate::secrets::{mask_command, mask_texts};
@@ -23,7 +24,7 @@ pub struct Described {
 
 /// The manifest of a recording whose t = 0 is that of `clock`. Where `privacy` does
 /// not keep texts, those of the command line are hashed and the settings of bodies,
-/// which may hold more of them, are left out.
+/// which may hold more of them, are left out; where it redacts, both are redacted.
 #[must_use]
 pub fn describe(clock: RunClock, described: &Described, privacy: &Privacy) -> Manifest {
     let anchor = Anchor::read();
@@ -34,14 +35,7 @@ pub fn describe(clock: RunClock, described: &Described, privacy: &Privacy) -> Ma
     let mut settings = described.settings.clone();
     let mut workload = described.workload.clone();
     settings["content"] = json!(privacy.content().as_str());
-    if privacy.content() != Content::Full {
-        command = mask_texts(command, |text| privacy.hash(text.as_bytes()));
-        for key in ["body", "where"] {
-            settings.as_object_mut().and_then(|s| s.remove(key));
-        }
-        let hash = workload.content_hash.take();
-        workload.content_hash = hash.map(|hash| privacy.hash(hash.as_bytes()));
-    }
+    hide_texts(&mut command, &mut settings, &mut workload, privacy);
     Manifest {
         labels: described.labels.clone(),
         wall_clock_start: DateTime::from_timestamp_nanos(start_ns)
@@ -58,6 +52,69 @@ pub fn describe(clock: RunClock, described: &Described, privacy: &Privacy) -> Ma
         host: Host::read(),
         ..Manifest::new(&described.name, tool, clock.origin_ns())
     }
+}
+
+/// Removes the texts that `privacy` does not keep from what describes a run, and
+/// says what it removes.
+fn hide_texts(
+    command: &mut Vec<String>,
+    settings: &mut Value,
+    workload: &mut Workload,
+    privacy: &Privacy,
+) {
+    let content = privacy.content();
+    let (redaction, blocks) = (privacy.redaction(), privacy.blocks());
+    if content == Content::Hashed {
+        let tokenizer = blocks.tokenizer.as_ref();
+        settings["blocks"] = json!({
+            "size": blocks.size,
+            "unit": blocks.unit(),
+            "tokenizer": tokenizer.map(|t| json!({"path": t.path, "content_hash": t.content_hash})),
+        });
+    }
+    if !privacy.hides_text() {
+        return;
+    }
+    let hash = |text: &str| privacy.hash(text.as_bytes());
+    workload.content_hash = workload.content_hash.as_deref().map(hash);
+    let rules = redaction.texts();
+    if content != Content::Full {
+        *command = mask_texts(std::mem::take(command), hash);
+        for key in ["body", "where"] {
+            settings.as_object_mut().and_then(|s| s.remove(key));
+        }
+        if !redaction.is_empty() {
+            settings["redact"] = rules.map(hash).collect();
+        }
+        return;
+    }
+    // What a pointer leads to in a body may stand in any of these.
+    *command = mask_texts(std::mem::take(command), |_| REDACTED.to_owned());
+    settings.as_object_mut().and_then(|s| s.remove("where"));
+    if let Some(fields) = settings.pointer_mut("/body/fields")
+        && let Some(kept) = redaction.payload(fields.to_string().as_bytes())
+    {
+        *fields = serde_json::from_slice(&kept).unwrap_or_else(|_| REDACTED.into());
+    }
+    settings["redact"] = rules.collect();
+}
+
+/// Attempts as they stand in the settings of a manifest.
+pub(crate) fn attempts_json(policy: &AttemptPolicy) -> Value {
+    json!({
+        "retries": policy.retries,
+        "obey_retry_after": policy.obey_retry_after,
+        "cancel_rate": policy.cancel.map(|c| c.rate),
+        "cancel_after_s": policy.cancel.and_then(|c| match c.after {
+            CancelAfter::Time(after) => Some(after.as_secs_f64()),
+            CancelAfter::Chunks(_) => None,
+        }),
+        "cancel_after_chunks": policy.cancel.and_then(|c| match c.after {
+            CancelAfter::Time(_) => None,
+            CancelAfter::Chunks(chunks) => Some(chunks),
+        }),
+        "seed": policy.seed,
+    })
 }
 
 /// Now in UTC as it stands in folder names, `20261122T101530Z`.

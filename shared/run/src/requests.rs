@@ -1,6 +1,7 @@
 //! What the shared flags mean: where requests go, what is in them, how long they
 //! may take.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
@@ -9,14 +10,15 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Uri};
 use serde_json::{Map, Value, json};
 use tapedeck_live::headers::recorded_headers;
-use tapedeck_live::{PreparedRequest, Timeouts, TlsOptions};
-use tapedeck_recording::body_hash;
+use tapedeck_live::{AttemptPolicy, Cancellation, PreparedRequest, Timeouts, TlsOptions};
+use tapedeck_recording::privacy::{BLOCK_BYTES, BLOCK_TOKENS, TokenizerName};
+use tapedeck_recording::{BlockSpec, Privacy, body_hash};
 use tapedeck_wire::openai::Api;
 use tapedeck_workload::body::{BuiltBody, build};
-use tapedeck_workload::{BodyOptions, Prompt};
+use tapedeck_workload::{BodyOptions, Prompt, encoder};
 use url::Url;
 
-use crate::args::{BodyArgs, ConnectionArgs, TargetArgs};
+use crate::args::{AttemptArgs, BodyArgs, ConnectionArgs, Content, PrivacyArgs, TargetArgs};
 use crate::secrets::{mask_query, mask_url};
 
 /// Where a request goes: the URL with the API's path settled.
@@ -141,6 +143,49 @@ pub fn tls_options(target: &TargetArgs) -> TlsOptions {
         cacert: target.cacert.clone(),
         insecure: target.insecure,
     }
+}
+
+/// How attempts are treated; `seed` decides about jitter and cancellation.
+#[must_use]
+pub fn attempt_policy(attempts: &AttemptArgs, seed: u64) -> AttemptPolicy {
+    AttemptPolicy {
+        retries: attempts.retries,
+        obey_retry_after: attempts.obey_retry_after,
+        cancel: attempts.cancel_rate.map(|rate| Cancellation {
+            rate,
+            after: attempts.cancel_after,
+        }),
+        seed,
+    }
+}
+
+/// What is kept of prompts and answers. Blocks are tokens of `tokenizer` where
+/// there is one.
+///
+/// # Errors
+/// When the tokenizer cannot be used, or the system gives no randomness.
+pub fn privacy(args: &PrivacyArgs, tokenizer: Option<&Path>) -> Result<Privacy> {
+    // A dear thing to load for nothing.
+    let hashes = matches!(args.content, Content::Hashed);
+    let encoder = match tokenizer.filter(|_| hashes) {
+        Some(path) => encoder(path)?,
+        None => None,
+    };
+    let default_size = match encoder {
+        Some(_) => BLOCK_TOKENS,
+        None => BLOCK_BYTES,
+    };
+    Ok(Privacy::new(args.content.into())
+        .context("cannot read a key for --content")?
+        .redacting(args.redact.clone().into())
+        .with_blocks(BlockSpec {
+            size: args.block_size.unwrap_or(default_size),
+            tokenizer: encoder.as_ref().map(|e| TokenizerName {
+                path: e.path.clone(),
+                content_hash: e.content_hash.clone(),
+            }),
+            encode: encoder.map(|e| e.encode),
+        }))
 }
 
 /// Half the cores: the server, the writer and the pacer want theirs too.

@@ -95,6 +95,7 @@ const TEXT_FLAGS: &[&str] = &[
     "--stop",
     "--extra-body",
     "--extra-args",
+    "--redact",
     "--where",
 ];
 

@@ -30,3 +30,4 @@ pub use body::BodyOptions;
 pub use error::WorkloadError;
 pub use lengths::PromptLengths;
 pub use prompts::{Item, Prompt};
+pub use tokens::{Encoder, encoder};

@@ -1,6 +1,7 @@
 //! Counting tokens, with a tokenizer or without.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::error::WorkloadError;
 use crate::parallel::on_all_cores;
@@ -26,6 +27,43 @@ impl Tokenizer {
     fn count(&self, _text: &str) -> Result<usize, WorkloadError> {
         match *self {}
     }
+
+    fn encode(&self, _text: &str) -> Result<Vec<u32>, WorkloadError> {
+        match *self {}
+    }
+}
+
+/// Tokens of a text; `None` where it is refused.
+type Encode = dyn Fn(&str) -> Option<Vec<u32>> + Send + Sync;
+
+/// A tokenizer that others may use.
+#[derive(Clone)]
+pub struct Encoder {
+    /// Without special tokens.
+    pub encode: Arc<Encode>,
+    pub path: PathBuf,
+    pub content_hash: String,
+}
+
+impl std::fmt::Debug for Encoder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Encoder")
+            .field("path", &self.path)
+            .field("content_hash", &self.content_hash)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The tokenizer of `path`, a `tokenizer.json` or a folder with one.
+///
+/// # Errors
+/// When it is none, or when this program was built without tokenizers.
+pub fn encoder(path: &Path) -> Result<Option<Encoder>, WorkloadError> {
+    Ok(open(Some(path))?.map(|tokenizer| Encoder {
+        path: tokenizer.path().to_owned(),
+        content_hash: tokenizer.content_hash().to_owned(),
+        encode: Arc::new(move |text| tokenizer.encode(text).ok()),
+    }))
 }
 
 /// Loads the tokenizer of `path`, where one is named.
