@@ -74,8 +74,8 @@ fn a_report_is_the_same_with_and_without_what_was_kept() {
     assert_eq!((mode(&folder), mode(&file)), (0o700, 0o600));
     assert_eq!(
         fs::read_dir(&folder).unwrap().count(),
-        2,
-        "it and its hash, nothing beside them"
+        5,
+        "two files, their hashes and those of the sealed files, nothing beside them"
     );
 
     let inode = fs::metadata(&file).unwrap().ino();
@@ -106,4 +106,46 @@ fn a_report_is_the_same_with_and_without_what_was_kept() {
     fs::remove_dir_all(&folder).unwrap();
     fs::write(&folder, "in the way").unwrap();
     assert_eq!(json(&path), expected, "without a folder");
+}
+
+#[test]
+fn a_sealed_file_that_has_changed_is_doubt_that_comes_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("r");
+    recording::write(&path, recording::manifest("r"), 1 << 15, [events()]);
+    let sound = json(&path);
+    assert!(sound.contains("\"verdict\": \"ok\""), "{sound}");
+
+    // The same bytes, written again: what is remembered of the file is not.
+    let segment = Manifest::load(&path).unwrap().segments[1].clone();
+    let bytes = fs::read(path.join(&segment.file)).unwrap();
+    fs::write(path.join(&segment.file), &bytes).unwrap();
+    assert_eq!(json(&path), sound);
+
+    // A file that opens and reads, and is not the one that was sealed.
+    let file = fs::File::options()
+        .write(true)
+        .open(path.join(&segment.file))
+        .unwrap();
+    let magic = std::os::unix::fs::FileExt::write_at(&file, b"par1", 0);
+    assert_eq!(magic.unwrap(), 4, "nobody reads the magic at the start");
+    fs::remove_dir_all(path.join("derived")).unwrap();
+    let doubted = json(&path);
+    assert!(doubted.contains("\"verdict\": \"invalid\""), "{doubted}");
+    assert!(
+        !path.join(FILE).exists(),
+        "rows of a damaged file are not kept"
+    );
+    let text = {
+        let paths = [path.clone()];
+        let options = ReportOptions::default();
+        let report = report(&paths, &options);
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(report).unwrap().render(Format::Table)
+    };
+    let doubt = text.find("1 sealed files have changed").unwrap();
+    assert!(doubt < text.find("Mean TTFT").unwrap(), "{text}");
+
+    fs::write(path.join(&segment.file), &bytes).unwrap();
+    assert_eq!(json(&path), sound, "mended");
 }

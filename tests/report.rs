@@ -523,6 +523,15 @@ fn payloads_are_text_and_their_json_is_within_reach() {
         serde_json::from_str::<Value>(&query(shown, "json")).unwrap(),
         serde_json::json!([{"data": "not json"}, {"data": "\\xff00"}])
     );
+    let document = r#"{"n": 1.10, "big": [7, {"x": 1e999, "a/b": "\u00e9"}], "n": 2.50 }"#;
+    let cells = ["/n", "/big/1/x", "/big/1/a~1b", "/big/01", "/big/2", "/big"];
+    let cells = cells.map(|pointer| format!("json_extract_string('{document}', '{pointer}')"));
+    let rows = format!("SELECT unnest([{}]) AS found", cells.join(", "));
+    assert_eq!(
+        query(&rows, "csv"),
+        "found\n2.50\n1e999\n\u{e9}\n\n\n\"[7, {\"\"x\"\": 1e999, \"\"a/b\"\": \"\"\\u00e9\"\"}]\"\n",
+        "numbers and documents as they are written, the last of two names"
+    );
     let wrong = "SELECT json_extract_string(data, 'timings') FROM chunks";
     let refused = run("analyze", ["query", path.to_str().unwrap(), wrong]).expect(2);
     assert!(
@@ -530,4 +539,45 @@ fn payloads_are_text_and_their_json_is_within_reach() {
         "{}",
         refused.stderr
     );
+}
+
+#[test]
+fn a_question_that_fails_leaves_the_file_of_the_last_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = write(&dir.path().join("r"), sound_events());
+    let file = dir.path().join("rows.csv");
+    let ask = |sql: &str| {
+        let (path, file) = (path.to_str().unwrap(), file.to_str().unwrap());
+        run(
+            "analyze",
+            ["query", path, sql, "--format", "csv", "-o", file],
+        )
+    };
+    ask("SELECT 1 AS n").expect(0);
+    let wrong = "SELECT json_extract_string(data, 'no pointer') FROM chunks";
+    ask(wrong).expect(2);
+    assert_eq!(fs::read_to_string(&file).unwrap(), "n\n1\n");
+    assert_eq!(
+        fs::read_dir(dir.path()).unwrap().count(),
+        2,
+        "nothing beside"
+    );
+    ask("SELECT 2 AS n").expect(0);
+    assert_eq!(fs::read_to_string(&file).unwrap(), "n\n2\n");
+    let stdout = std::path::Path::new("/dev/stdout");
+    if stdout.exists() {
+        let arguments = [
+            "query",
+            path.to_str().unwrap(),
+            "SELECT 3 AS n",
+            "--format",
+            "csv",
+        ];
+        let ran = run(
+            "analyze",
+            arguments.into_iter().chain(["-o", "/dev/stdout"]),
+        )
+        .expect(0);
+        assert_eq!(ran.stdout, "n\n3\n", "a device is written to as it is");
+    }
 }

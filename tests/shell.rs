@@ -33,6 +33,10 @@ fn record(dir: &Path, engine: &str, requests: i64) -> PathBuf {
 }
 
 fn shell(recordings: &Path, input: &str) -> Ran {
+    shell_bytes(recordings, input.as_bytes())
+}
+
+fn shell_bytes(recordings: &Path, input: &[u8]) -> Ran {
     let mut child = program("analyze")
         .args(["shell".as_ref(), recordings.as_os_str()])
         .stdin(Stdio::piped())
@@ -40,13 +44,18 @@ fn shell(recordings: &Path, input: &str) -> Ran {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    child
-        .stdin
-        .take()
-        .unwrap()
-        .write_all(input.as_bytes())
-        .unwrap();
+    child.stdin.take().unwrap().write_all(input).unwrap();
     child.wait_with_output().unwrap().into()
+}
+
+#[test]
+fn bytes_that_are_no_text_end_their_statement_and_not_the_shell() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = record(dir.path(), "vllm", 3);
+    let input = b"\\format csv\nSELECT '\xff' AS a;\nSELECT 'b' AS b;\n";
+    let ran = shell_bytes(&path, input).expect(2);
+    assert_eq!(ran.stdout, "b\nb\n");
+    assert!(ran.stderr.contains("no UTF-8"), "{}", ran.stderr);
 }
 
 #[test]
@@ -217,7 +226,8 @@ proptest! {
 fn a_half_typed_word_becomes_what_is_known() {
     let words = Words::new(["approx_median".to_owned()]);
     let complete = |line: &str| words.complete(line, line.len());
-    assert_eq!(complete("SELECT ttft_m").1, ["ttft_ms", "ttft_ms_mean"]);
+    let known = ["ttft_ms", "ttft_ms_mean", "ttft_ms_p50", "ttft_ms_p99"];
+    assert_eq!(complete("SELECT ttft_m").1, known);
     assert_eq!(complete("SELECT ttft_m").0, 7);
     assert_eq!(complete("selec").1, ["select"]);
     assert_eq!(complete("SELECT approx_m").1, ["approx_median"]);

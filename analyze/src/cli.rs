@@ -86,20 +86,24 @@ struct ReportArgs {
     #[arg(long)]
     strict: bool,
     #[command(flatten)]
-    tokens: TokenArgs,
+    session: SessionArgs,
 }
 
 #[derive(Debug, Args)]
-struct TokenArgs {
+struct SessionArgs {
     /// A tokenizer.json, or the folder of one: counts tokens that no server counted
     #[arg(long, value_name = "PATH")]
     tokenizer_path: Option<PathBuf>,
+    /// What sorts, joins and groups may hold before they go to the disk (512M, 8G)
+    #[arg(long, value_name = "SIZE", default_value = "2G", value_parser = parse_size)]
+    memory_limit: usize,
 }
 
-impl TokenArgs {
+impl SessionArgs {
     fn parameters(self) -> Parameters {
         Parameters {
             tokenizer: self.tokenizer_path,
+            memory_limit_bytes: self.memory_limit,
             ..Parameters::default()
         }
     }
@@ -111,7 +115,7 @@ struct ShellArgs {
     #[arg(required = true, value_name = "RECORDING")]
     recordings: Vec<PathBuf>,
     #[command(flatten)]
-    tokens: TokenArgs,
+    session: SessionArgs,
 }
 
 #[derive(Debug, Args)]
@@ -125,7 +129,7 @@ struct QueryArgs {
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
     #[command(flatten)]
-    tokens: TokenArgs,
+    session: SessionArgs,
 }
 
 #[derive(Debug, Args)]
@@ -197,6 +201,13 @@ pub(crate) fn message(error: &dyn std::error::Error) -> String {
     format!("error: {}{}", lines.join("\n"), hints.concat())
 }
 
+/// Writes `text` to the file, or to stdout.
+fn write(path: Option<&Path>, text: &str) -> Result<(), OutputError> {
+    let mut output = Output::open(path)?;
+    output.text(text)?;
+    output.finish()
+}
+
 async fn report(args: ReportArgs) -> Result<ExitCode, Failed> {
     let mut percentiles = args.percentiles;
     if let Some(list) = &mut percentiles {
@@ -207,11 +218,12 @@ async fn report(args: ReportArgs) -> Result<ExitCode, Failed> {
         warmup_ms: args.warmup.unwrap_or_default(),
         percentiles,
         slos: args.slos,
-        tokenizer: args.tokens.tokenizer_path,
+        tokenizer: args.session.tokenizer_path,
+        memory_limit_bytes: Some(args.session.memory_limit),
         profile: args.profile,
     };
     let report = report::report(&args.recordings, &options).await?;
-    Output::open(args.output.as_deref())?.text(&report.render(args.format))?;
+    write(args.output.as_deref(), &report.render(args.format))?;
     let is_finding = args.strict && report.verdict() == Verdict::Invalid;
     Ok(if is_finding {
         ExitCode::from(EXIT_FINDING)
@@ -225,11 +237,12 @@ async fn query(mut args: QueryArgs) -> Result<ExitCode, Failed> {
     let sql = args.arguments.pop().unwrap_or_default();
     let paths: Vec<PathBuf> = args.arguments.iter().map(PathBuf::from).collect();
     let recordings = session::open_all(&paths)?;
-    let session = Session::open(recordings, &args.tokens.parameters()).await?;
+    let session = Session::open_known(recordings, &args.session.parameters()).await?;
     let rows = session.query(&sql).await?.execute_stream().await;
     let rows = rows.map_err(session::Error::Query)?;
     let mut output = Output::open(args.output.as_deref())?;
     let count = output.rows(rows, args.format, TABLE_ROWS).await?;
+    output.finish()?;
     if count.total > count.shown {
         let more = count.total - count.shown;
         let hint = "hint: --format csv, json or parquet writes all";
@@ -240,7 +253,7 @@ async fn query(mut args: QueryArgs) -> Result<ExitCode, Failed> {
 
 async fn shell(args: ShellArgs) -> Result<ExitCode, Failed> {
     let recordings = session::open_all(&args.recordings)?;
-    let session = Session::open(recordings, &args.tokens.parameters()).await?;
+    let session = Session::open_known(recordings, &args.session.parameters()).await?;
     let failed = shell::run(&session).await.map_err(Failed::Shell)?;
     Ok(if failed {
         ExitCode::from(EXIT_FAILED)
@@ -255,7 +268,7 @@ async fn explain(args: ExplainArgs) -> Result<ExitCode, Failed> {
         ExplainFormat::Json => format!("{:#}\n", found.to_json()),
         ExplainFormat::Text => found.render(explain_style(args.output.is_some())),
     };
-    Output::open(args.output.as_deref())?.text(&text)?;
+    write(args.output.as_deref(), &text)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -421,6 +434,29 @@ fn parse_duration_ms(text: &str) -> Result<f64, String> {
         Ok(number * scale)
     } else {
         Err("a duration is finite and not negative".to_owned())
+    }
+}
+
+/// Least memory with which the engine can sort at all.
+const LEAST_MEMORY: usize = 64 << 20;
+
+/// A number of bytes, in units of 1024.
+fn parse_size(text: &str) -> Result<usize, String> {
+    let (number, shift) = match text.trim().to_ascii_uppercase() {
+        text if text.ends_with('K') => (text, 10),
+        text if text.ends_with('M') => (text, 20),
+        text if text.ends_with('G') => (text, 30),
+        text => (text, 0),
+    };
+    let number = number
+        .trim_end_matches(['K', 'M', 'G'])
+        .trim()
+        .parse::<usize>();
+    let size = number.ok().and_then(|n| n.checked_mul(1 << shift));
+    match size {
+        Some(size) if size >= LEAST_MEMORY => Ok(size),
+        Some(_) => Err("the least is 64M".to_owned()),
+        None => Err("expected a size such as 512M or 8G".to_owned()),
     }
 }
 

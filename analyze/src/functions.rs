@@ -1,8 +1,11 @@
-//! SQL functions of ours: `output_text`, `input_text`, `token_count` and
-//! `json_extract_string`.
+//! SQL functions of ours: `output_text`, `input_text`, `token_count`,
+//! `json_extract_string`, and the aggregates `distribution` and `stream`.
 //!
 //! Views that call one say `requires: tapedeck` in their header; all others are
 //! plain SQL.
+
+mod distribution;
+mod stream;
 
 use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
@@ -15,15 +18,15 @@ use datafusion::common::utils::take_function_args;
 use datafusion::common::{exec_err, plan_err};
 use datafusion::error::{DataFusionError, Result};
 use datafusion::logical_expr::{
-    ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, TypeSignature,
-    Volatility,
+    AggregateUDF, ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature,
+    TypeSignature, Volatility,
 };
-use serde_json::Value;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use tapedeck_tokens::{Tokenizer, TokenizerError};
 use tapedeck_wire::openai;
 
 /// What each function is for, as `\d` and the completion of the shell have it.
-pub(crate) const FUNCTIONS: [(&str, &str); 4] = [
+pub(crate) const FUNCTIONS: [(&str, &str); 6] = [
     (
         "output_text(data)",
         "what the model wrote in a chunk or in an answer's body",
@@ -39,6 +42,14 @@ pub(crate) const FUNCTIONS: [(&str, &str); 4] = [
     (
         "json_extract_string(data, pointer)",
         "the value at a JSON pointer, as text; NULL where there is none",
+    ),
+    (
+        "distribution(values, percentiles[, rule[, weight]])",
+        "aggregate: n, mean, std, min, max and the neighbours of each percentile, exactly",
+    ),
+    (
+        "stream(t_ns, choice_index, chunk_index, read_index)",
+        "aggregate: the gaps between an attempt's chunks, and its number of reads",
     ),
 ];
 
@@ -72,7 +83,12 @@ impl Tokenizers {
     }
 }
 
-/// All functions; `tokenizer` is that of `token_count` with one argument.
+/// Functions over many rows.
+pub(crate) fn aggregates() -> [AggregateUDF; 2] {
+    [distribution::function(), stream::function()]
+}
+
+/// All functions of one row; `tokenizer` is that of `token_count` with one argument.
 pub(crate) fn all(tokenizers: Arc<Tokenizers>, tokenizer: Option<PathBuf>) -> Vec<ScalarUDF> {
     vec![
         json_extract_string(),
@@ -246,7 +262,7 @@ impl ScalarUDFImpl for TokenCount {
 }
 
 /// `json_extract_string(payload, pointer)`: the value at a JSON pointer, strings
-/// without their quotes, anything else as JSON. NULL where the payload is no
+/// without their quotes, anything else as it is written. NULL where the payload is no
 /// JSON, has nothing there, or has `null` there. Name and meaning are `DuckDB`'s.
 fn json_extract_string() -> ScalarUDF {
     ScalarUDF::from(JsonExtractString {
@@ -305,10 +321,59 @@ impl ScalarUDFImpl for JsonExtractString {
 }
 
 fn at_pointer(payload: &[u8], pointer: &str) -> Option<String> {
-    let document: Value = serde_json::from_slice(payload).ok()?;
-    match document.pointer(pointer)? {
-        Value::Null => None,
-        Value::String(text) => Some(text.clone()),
-        other => Some(other.to_string()),
+    // As a whole, so that what is no JSON has nothing anywhere.
+    serde_json::from_slice::<IgnoredAny>(payload).ok()?;
+    let mut names = pointer.split('/').skip(1);
+    let found = names.try_fold(payload, |value, name| {
+        let name = name.replace("~1", "/").replace("~0", "~");
+        member(value.trim_ascii_start(), &name)
+    })?;
+    let found = found.trim_ascii();
+    match found.first()? {
+        b'"' => serde_json::from_slice(found).ok(),
+        b'n' => None,
+        // As it is written: a number keeps every digit.
+        _ => String::from_utf8(found.to_vec()).ok(),
     }
+}
+
+/// The JSON value that `text` begins with, and its length in bytes.
+fn leading<T: DeserializeOwned>(text: &[u8]) -> Option<(T, usize)> {
+    let mut values = serde_json::Deserializer::from_slice(text).into_iter::<T>();
+    let value = values.next()?.ok()?;
+    Some((value, values.byte_offset()))
+}
+
+/// The text of the member `name` of an object or an array; of several with one
+/// name the last. `text` is valid JSON.
+fn member<'t>(text: &'t [u8], name: &str) -> Option<&'t [u8]> {
+    let is_object = match text.first()? {
+        b'{' => true,
+        b'[' => false,
+        _ => return None,
+    };
+    let is_index = name == "0" || !name.starts_with(['0', '+']);
+    let wanted = name.parse::<usize>().ok().filter(|_| is_index);
+    let mut found = None;
+    let mut rest = &text[1..];
+    for index in 0.. {
+        rest = rest.trim_ascii_start();
+        rest = rest.strip_prefix(b",").unwrap_or(rest).trim_ascii_start();
+        if matches!(rest.first()?, b'}' | b']') {
+            return found;
+        }
+        let is_it = if is_object {
+            let (key, length) = leading::<String>(rest)?;
+            rest = rest[length..].trim_ascii_start().strip_prefix(b":")?;
+            key == name
+        } else {
+            wanted == Some(index)
+        };
+        let (IgnoredAny, length) = leading(rest)?;
+        if is_it {
+            found = Some(&rest[..length]);
+        }
+        rest = &rest[length..];
+    }
+    None
 }

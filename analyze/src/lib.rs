@@ -3,7 +3,8 @@
 //! Every number is defined in a file under `sql/`; nothing here computes one.
 //! Reading order: [`models`] (the definitions, their headers), [`parameters`]
 //! (what a user chooses), `functions` (what SQL lacks), [`session`] (recordings →
-//! tables and views), `derived` (what is computed once), [`shell`] (one question
+//! tables and views), `derived` (what is computed once), `sealed` (whether files are
+//! what was sealed), [`distribution`] (percentiles in little memory), [`shell`] (one question
 //! after the other), [`report`] (rows → report), [`render`] (report → text),
 //! [`check`] (invariants), [`peer`] (other tools' definitions), [`explain`] (one
 //! request), `listing` (what lies below a folder), [`cli`].
@@ -11,6 +12,7 @@
 pub mod check;
 pub mod cli;
 mod derived;
+pub mod distribution;
 pub mod explain;
 mod functions;
 mod listing;
@@ -21,6 +23,7 @@ pub mod peer;
 pub mod render;
 pub mod report;
 mod rows;
+mod sealed;
 pub mod session;
 pub mod shell;
 

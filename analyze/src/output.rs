@@ -1,6 +1,6 @@
 //! Query results to a file or stdout, batch by batch.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, BufWriter, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -62,29 +62,56 @@ pub enum OutputError {
     Terminal,
 }
 
-/// Stdout or a file. A reader that went away is remembered, because it is no
+/// Stdout or a file, which takes its name in [`Output::finish`]: a question that
+/// fails leaves the file of the last one alone. A reader that went away is remembered, because it is no
 /// failure of ours: `analyze query … | head`.
 pub(crate) struct Output {
     writer: BufWriter<Box<dyn Write + Send>>,
     is_terminal: bool,
+    /// Where the bytes go meanwhile, and where they belong.
+    pending: Option<(PathBuf, PathBuf)>,
+}
+
+impl Drop for Output {
+    fn drop(&mut self) {
+        if let Some((temporary, _)) = &self.pending {
+            fs::remove_file(temporary).ok();
+        }
+    }
+}
+
+/// A file beside `path` to write to first, and what is meant by `path`. `None` where
+/// it is no file, such as a pipe or a device: those are written to as they are.
+fn beside(path: &Path) -> Option<(PathBuf, PathBuf)> {
+    if fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+        return None;
+    }
+    // What a link names is replaced, not the link.
+    let target = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let mut name = std::ffi::OsString::from(".");
+    name.push(target.file_name()?);
+    name.push(format!(".{}.tmp", std::process::id()));
+    Some((target.with_file_name(name), target))
 }
 
 impl Output {
     pub(crate) fn open(path: Option<&Path>) -> Result<Self, OutputError> {
-        let (writer, is_terminal): (Box<dyn Write + Send>, bool) = match path {
-            None => (Box::new(io::stdout()), io::stdout().is_terminal()),
-            Some(path) => {
-                let file = File::create(path).map_err(|source| OutputError::Create {
-                    path: path.to_owned(),
-                    source,
-                })?;
-                (Box::new(file), false)
-            }
+        let Some(path) = path else {
+            return Ok(Self {
+                writer: BufWriter::new(Box::new(io::stdout())),
+                is_terminal: io::stdout().is_terminal(),
+                pending: None,
+            });
         };
-        Ok(Self {
-            writer: BufWriter::new(writer),
-            is_terminal,
-        })
+        let pending = beside(path);
+        let at = pending.as_ref().map_or(path, |(temporary, _)| temporary);
+        let file = File::create(at).map_err(|source| OutputError::Create {
+            path: path.to_owned(),
+            source,
+        })?;
+        let mut output = Self::to(file);
+        output.pending = pending;
+        Ok(output)
     }
 
     /// Output to an open file.
@@ -92,7 +119,20 @@ impl Output {
         Self {
             writer: BufWriter::new(Box::new(file)),
             is_terminal: false,
+            pending: None,
         }
+    }
+
+    /// Everything was written: gives the file its name.
+    pub(crate) fn finish(mut self) -> Result<(), OutputError> {
+        self.writer.flush()?;
+        if let Some((temporary, target)) = self.pending.take() {
+            if let Ok(before) = fs::metadata(&target) {
+                fs::set_permissions(&temporary, before.permissions())?;
+            }
+            fs::rename(&temporary, &target)?;
+        }
+        Ok(())
     }
 
     pub(crate) fn text(&mut self, text: &str) -> Result<(), OutputError> {

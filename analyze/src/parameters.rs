@@ -67,10 +67,22 @@ pub struct Parameters {
     pub saturated_lag_ms: f64,
     /// p99 of dispatch or read lag beyond which the numbers describe the client.
     pub invalid_lag_ms: f64,
+    /// Share of a core that a worker wants, or of all its cores that the process
+    /// has, beyond which the client was the bottleneck of a closed loop.
+    pub saturated_cpu_ratio: f64,
+    /// Share of the time that workers wait for the recording's disk, beyond which
+    /// the client was the bottleneck.
+    pub saturated_wait_ratio: f64,
     /// Counts where nobody else did, for every recording; without one each
     /// recording's own is taken, where its manifest names one that is still there.
     pub tokenizer: Option<PathBuf>,
+    /// What operators that sort, join and group may hold; beyond it they go to the
+    /// disk, and those that cannot end the question with an error.
+    pub memory_limit_bytes: usize,
 }
+
+/// Enough for the reports of 200 million chunks.
+pub const DEFAULT_MEMORY_LIMIT_BYTES: usize = 2 << 30;
 
 /// Percentiles of a report when none are asked for.
 pub const DEFAULT_PERCENTILES: [f64; 13] = [
@@ -86,7 +98,10 @@ impl Default for Parameters {
             // Reasons in sql/3_summary/verdict.sql.
             saturated_lag_ms: 10.0,
             invalid_lag_ms: 100.0,
+            saturated_cpu_ratio: 0.9,
+            saturated_wait_ratio: 0.1,
             tokenizer: None,
+            memory_limit_bytes: DEFAULT_MEMORY_LIMIT_BYTES,
         }
     }
 }
@@ -105,6 +120,8 @@ impl Parameters {
             param("warmup_ms", self.warmup_ms),
             param("saturated_lag_ms", self.saturated_lag_ms),
             param("invalid_lag_ms", self.invalid_lag_ms),
+            param("saturated_cpu_ratio", self.saturated_cpu_ratio),
+            param("saturated_wait_ratio", self.saturated_wait_ratio),
         ];
         let percentiles = self.percentiles.iter().map(|p| PercentileRow {
             stat: percentile_name(*p),

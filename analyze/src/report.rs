@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use tapedeck_recording::Recording;
 
-use crate::parameters::{DEFAULT_PERCENTILES, Parameters, Slo};
+use crate::parameters::{DEFAULT_MEMORY_LIMIT_BYTES, DEFAULT_PERCENTILES, Parameters, Slo};
 use crate::peer::Profile;
 use crate::session::{self, Error, SMALL_VIEWS, Session};
 
@@ -26,6 +26,8 @@ pub struct ReportOptions {
     pub slos: Vec<Slo>,
     /// As in [`Parameters`].
     pub tokenizer: Option<PathBuf>,
+    /// As in [`Parameters`]; its default when `None`.
+    pub memory_limit_bytes: Option<usize>,
     /// Whose definitions the metrics follow; our own when `None`.
     pub profile: Option<Profile>,
 }
@@ -39,6 +41,9 @@ impl ReportOptions {
             percentiles: percentiles.unwrap_or_else(|| DEFAULT_PERCENTILES.to_vec()),
             slos: self.slos.clone(),
             tokenizer: self.tokenizer.clone(),
+            memory_limit_bytes: self
+                .memory_limit_bytes
+                .unwrap_or(DEFAULT_MEMORY_LIMIT_BYTES),
             ..Parameters::default()
         }
     }

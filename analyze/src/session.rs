@@ -20,6 +20,8 @@ use datafusion::datasource::listing::{
 };
 use datafusion::error::DataFusionError;
 use datafusion::execution::context::SQLOptions;
+use datafusion::execution::memory_pool::FairSpillPool;
+use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::physical_plan::collect_partitioned;
 use datafusion::prelude::{DataFrame, SessionConfig, SessionContext, col, lit};
 use serde::Serialize;
@@ -31,12 +33,13 @@ use tapedeck_recording::{Recording, Table};
 use tapedeck_tokens::TokenizerError;
 
 use crate::check::chain;
-use crate::derived;
+use crate::derived::{self, Missing, Part, Range, ReadModel};
 use crate::functions::{self, Tokenizers};
 use crate::models;
 use crate::parameters::{Parameters, Slo, UnknownMetric};
 use crate::peer::{self, Profile};
 use crate::rows;
+use crate::sealed::damaged;
 
 /// Recordings that cannot be analyzed, or a question that cannot be answered.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +69,10 @@ pub enum Error {
 /// What a user can use of an engine's error: no prefixes that name its parts.
 pub(crate) fn explain(error: &DataFusionError) -> String {
     let text = match error.find_root() {
+        DataFusionError::ResourcesExhausted(text) => format!(
+            "the question needs more memory than it may have: {text}\n\
+             hint: --memory-limit allows more"
+        ),
         DataFusionError::SQL(error, _) => error.to_string(),
         DataFusionError::Plan(text)
         | DataFusionError::NotImplemented(text)
@@ -164,11 +171,14 @@ impl Session {
         parameters: &Parameters,
         keep: &[&str],
     ) -> Result<Self, Error> {
-        Self::open_with(recordings, parameters, keep, None).await
+        let session = Self::open_tables(recordings, parameters)?;
+        session.create_views(parameters, keep, &[]).await?;
+        Ok(session)
     }
 
     /// As [`Self::open_keeping`], reading under `derived/` what was computed from
-    /// the chunks before and keeping there what was not.
+    /// the chunks before and keeping there what was not. Sealed files that are not
+    /// what their recorder sealed are counted in table `recordings`.
     ///
     /// # Errors
     /// As [`Self::open_keeping`]; that nothing can be kept is none.
@@ -177,35 +187,90 @@ impl Session {
         parameters: &Parameters,
         keep: &[&str],
     ) -> Result<Self, Error> {
-        let derived = derived::files(&recordings).await;
-        Self::open_with(recordings, parameters, keep, derived).await
-    }
-
-    /// `derived` are the files in place of view [`derived::READ_MODEL`].
-    async fn open_with(
-        recordings: Vec<Recording>,
-        parameters: &Parameters,
-        keep: &[&str],
-        derived: Option<Vec<PathBuf>>,
-    ) -> Result<Self, Error> {
-        parameters.slos.iter().try_for_each(Slo::check)?;
-        let session = Self::open_tables(recordings, parameters)?;
-        for model in models::views() {
-            let keep = keep.contains(&model.name);
-            match &derived {
-                Some(files) if model.name == derived::READ_MODEL => {
-                    session.register_derived(model, files).await?;
-                }
-                _ => session.create_view(model, keep).await?,
-            }
-        }
+        let damaged: Vec<usize> = recordings.iter().map(|r| damaged(r).len()).collect();
+        // Rows of a damaged file are not to be kept: it may be mended.
+        let missing = match damaged.iter().all(|files| *files == 0) {
+            true => Missing::Make,
+            false => Missing::Compute,
+        };
+        let read_models = derived::read_models(&recordings, missing).await;
+        let session = Self::open_with(recordings, parameters, Some(&damaged))?;
+        session.create_views(parameters, keep, &read_models).await?;
         Ok(session)
     }
 
-    /// Opens `recording` with the views `names` only.
-    pub(crate) async fn open_views(recording: Recording, names: &[&str]) -> Result<Self, Error> {
-        let session = Self::open_tables(vec![recording], &Parameters::default())?;
-        for model in models::views().iter().filter(|m| names.contains(&m.name)) {
+    /// As [`Self::open`], with what a report left under `derived/`, if it did.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub async fn open_known(
+        recordings: Vec<Recording>,
+        parameters: &Parameters,
+    ) -> Result<Self, Error> {
+        let read_models = derived::read_models(&recordings, Missing::Compute).await;
+        let session = Self::open_tables(recordings, parameters)?;
+        session.create_views(parameters, &[], &read_models).await?;
+        Ok(session)
+    }
+
+    /// `read_models` have files in place of some views; those in `keep` are
+    /// computed.
+    async fn create_views(
+        &self,
+        parameters: &Parameters,
+        keep: &[&str],
+        read_models: &[ReadModel],
+    ) -> Result<(), Error> {
+        parameters.slos.iter().try_for_each(Slo::check)?;
+        for model in models::views() {
+            match read_models.iter().find(|read| read.view == model.name) {
+                Some(read) => self.register_derived(model, &read.files).await?,
+                None => self.create_view(model, keep.contains(&model.name)).await?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens the requests of `range`, with their chunks, in one partition: of the
+    /// tables there are these two, of the views `goals` and what they need.
+    pub(crate) async fn open_part(
+        part: &Part,
+        range: Range,
+        goals: &[&'static str],
+    ) -> Result<Self, Error> {
+        let config = SessionConfig::new().with_target_partitions(1);
+        let session = Self {
+            context: SessionContext::new_with_config(config),
+            recordings: Vec::new(),
+        };
+        for function in functions::aggregates() {
+            session.context.register_udaf(function);
+        }
+        for (table, files) in [
+            (Table::Chunks, &part.chunks),
+            (Table::Requests, &part.requests),
+        ] {
+            let files = files.iter().filter(|file| file.overlaps(range));
+            let urls = files.map(|file| file_url(&file.path));
+            let urls: Vec<ListingTableUrl> = urls.collect::<Result<_, _>>()?;
+            let rows: Arc<dyn TableProvider> = if urls.is_empty() {
+                Arc::new(MemTable::try_new(table.schema(), vec![vec![]]).map_err(Error::Query)?)
+            } else {
+                parquet_files(urls, table.schema())?
+            };
+            let of_range = col("request_id")
+                .gt_eq(lit(range.from))
+                .and(col("request_id").lt(lit(range.until)));
+            // Known, so it need not be read, hashed and compared for every chunk.
+            let id = lit(part.recording_id.as_str());
+            let rows = session.context.read_table(rows);
+            let rows = rows
+                .and_then(|rows| rows.filter(of_range)?.with_column(RECORDING_ID, id))
+                .map_err(Error::Query)?;
+            session.register(table.name(), rows.into_view())?;
+        }
+        let needed = models::needed_for(goals);
+        for model in models::views().iter().filter(|m| needed.contains(m.name)) {
             session.create_view(model, false).await?;
         }
         Ok(session)
@@ -216,18 +281,32 @@ impl Session {
     /// # Errors
     /// When a file is unreadable or of a newer format.
     pub fn open_tables(recordings: Vec<Recording>, parameters: &Parameters) -> Result<Self, Error> {
+        Self::open_with(recordings, parameters, None)
+    }
+
+    /// `damaged` has the number of damaged files of each recording, where somebody
+    /// looked.
+    fn open_with(
+        recordings: Vec<Recording>,
+        parameters: &Parameters,
+        damaged: Option<&[usize]>,
+    ) -> Result<Self, Error> {
+        // So that `SHOW TABLES` and `DESCRIBE requests` work in `analyze query`.
+        let config = SessionConfig::new().with_information_schema(true);
+        // Each operator gets its share: a sort that does not fit goes to the disk
+        // instead of taking what a join beside it needs.
+        let pool = FairSpillPool::new(parameters.memory_limit_bytes);
+        let runtime = RuntimeEnvBuilder::new().with_memory_pool(Arc::new(pool));
+        let runtime = runtime.build_arc().map_err(Error::Query)?;
         let session = Self {
-            // So that `SHOW TABLES` and `DESCRIBE requests` work in `analyze query`.
-            context: SessionContext::new_with_config(
-                SessionConfig::new().with_information_schema(true),
-            ),
+            context: SessionContext::new_with_config_rt(config, runtime),
             recordings,
         };
         session.register_functions(parameters)?;
         for table in Table::ALL {
             session.register_recorded(table)?;
         }
-        session.register_recordings(parameters)?;
+        session.register_recordings(parameters, damaged)?;
         for (name, batch) in parameters.tables().map_err(arrow_error)? {
             session.register_batch(name, batch)?;
         }
@@ -391,13 +470,23 @@ impl Session {
         for function in functions::all(tokenizers, parameters.tokenizer.clone()) {
             self.context.register_udf(function);
         }
+        for function in functions::aggregates() {
+            self.context.register_udaf(function);
+        }
         Ok(())
     }
 
-    fn register_recordings(&self, parameters: &Parameters) -> Result<(), Error> {
+    fn register_recordings(
+        &self,
+        parameters: &Parameters,
+        damaged: Option<&[usize]>,
+    ) -> Result<(), Error> {
         let chosen = parameters.tokenizer.as_deref();
-        let row = |recording| RecordingRow::of(recording, chosen);
-        let rows: Vec<RecordingRow<'_>> = self.recordings.iter().map(row).collect();
+        let row = |(index, recording)| RecordingRow {
+            damaged_segments: damaged.and_then(|files| files.get(index).copied()),
+            ..RecordingRow::of(recording, chosen)
+        };
+        let rows: Vec<RecordingRow<'_>> = self.recordings.iter().enumerate().map(row).collect();
         let batch = rows::to_batch(&recordings_schema(), &rows).map_err(arrow_error)?;
         self.register_batch("recordings", batch)
     }
@@ -546,6 +635,7 @@ fn recordings_schema() -> SchemaRef {
         ("wall_clock_start", DataType::Utf8),
         ("dropped_events", DataType::Int64),
         ("missing_segments", DataType::Int64),
+        ("damaged_segments", DataType::Int64),
         ("live", DataType::Boolean),
         ("recovered_rows", DataType::Int64),
         ("lost_rows", DataType::Int64),
@@ -572,6 +662,8 @@ struct RecordingRow<'a> {
     dropped_events: u64,
     /// Files that the manifest lists and the disk does not have.
     missing_segments: usize,
+    /// Files that are not what was sealed; `None` where nobody looked.
+    damaged_segments: Option<usize>,
     /// Somebody is writing it now.
     live: bool,
     /// Of the write-ahead log, when its recorder had died: rows found in it, rows
@@ -643,6 +735,7 @@ impl<'a> RecordingRow<'a> {
             wall_clock_start: &manifest.wall_clock_start,
             dropped_events: manifest.dropped_events,
             missing_segments: missing.count(),
+            damaged_segments: None,
             live: log.live,
             recovered_rows: counts.rows,
             lost_rows: counts.lost_rows,

@@ -167,9 +167,11 @@ impl Shell<'_> {
     async fn read_all(&mut self, input: &mut (impl BufRead + ?Sized)) -> io::Result<()> {
         let mut text = String::new();
         loop {
-            let room = (MAX_STATEMENT_BYTES - text.len()) as u64;
-            let is_end = input.take(room).read_line(&mut text)? == 0;
-            if is_end && text.len() == MAX_STATEMENT_BYTES {
+            let room = MAX_STATEMENT_BYTES.saturating_sub(text.len());
+            let mut line = Vec::new();
+            let is_end = input.take(room as u64).read_until(b'\n', &mut line)? == 0;
+            text.push_str(&readable(&line));
+            if is_end && room == 0 {
                 return Err(io::Error::other("a statement is longer than 1 MiB"));
             }
             if is_end {
@@ -191,6 +193,10 @@ impl Shell<'_> {
         let mut text = text;
         loop {
             let (done, rest) = match statements::next(text) {
+                Next::Statement(sql, rest) if sql.contains(NO_TEXT) => (
+                    Err(usage("a statement holds bytes that are no UTF-8")),
+                    rest,
+                ),
                 Next::Statement(sql, rest) => {
                     (self.statement(sql).await.map(|()| Then::GoOn), rest)
                 }
@@ -315,6 +321,21 @@ impl Shell<'_> {
             self.say(text);
         }
     }
+}
+
+/// Stands for bytes that are no UTF-8; no text has it, it is not a character.
+const NO_TEXT: char = '\u{FFFF}';
+
+/// `bytes` as text, what is none of it replaced by [`NO_TEXT`].
+fn readable(bytes: &[u8]) -> String {
+    let mut text = String::new();
+    for chunk in bytes.utf8_chunks() {
+        text.push_str(chunk.valid());
+        if !chunk.invalid().is_empty() {
+            text.push(NO_TEXT);
+        }
+    }
+    text
 }
 
 fn known(name: &str) -> Result<&'static Model, Failed> {

@@ -1,3 +1,3 @@
 -- params: one row per value that a user chose.
---   name   TEXT    -   -  warmup_ms, saturated_lag_ms or invalid_lag_ms.
---   value  DOUBLE  ms  -  The value.
+--   name   TEXT    -   -  warmup_ms, saturated_lag_ms, invalid_lag_ms, saturated_cpu_ratio or saturated_wait_ratio.
+--   value  DOUBLE  -   -  The value, in the unit that its name says.

@@ -9,6 +9,7 @@
 --   wall_clock_start  TEXT     -       -  t = 0 in RFC 3339, UTC.
 --   dropped_events    BIGINT   events  -  Events that the recorder had to drop.
 --   missing_segments  BIGINT   files   -  Files that the manifest lists and the disk does not have.
+--   damaged_segments  BIGINT   files   -  Files that are not what was sealed, by their hash. NULL where nobody looked: a report does.
 --   live              BOOLEAN  -       -  Somebody is writing it now.
 --   recovered_rows    BIGINT   rows    -  Rows that were in the write-ahead log only.
 --   lost_rows         BIGINT   rows    -  Rows that were numbered and are nowhere.

@@ -7,8 +7,8 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tapedeck_recording::Durability;
 use tapedeck_run::args::{
-    BodyArgs, ConnectionArgs, OutputArgs, PrivacyArgs, TargetArgs, parse_api, parse_durability,
-    parse_duration, parse_pair, parse_share,
+    BodyArgs, ConnectionArgs, OutputArgs, PrivacyArgs, ServerMetricsArgs, TargetArgs, parse_api,
+    parse_durability, parse_duration, parse_pair, parse_share,
 };
 use tapedeck_wire::openai::Api;
 
@@ -48,6 +48,8 @@ pub struct LoadArgs {
     pub body: BodyArgs,
     #[command(flatten)]
     pub connection: ConnectionArgs,
+    #[command(flatten)]
+    pub server_metrics: ServerMetricsArgs,
     #[command(flatten)]
     pub output: OutputArgs,
 }
@@ -199,9 +201,13 @@ pub struct ProxyArgs {
     /// Address to listen on; one that other machines reach needs --allow-remote.
     #[arg(long, value_name = "ADDR")]
     pub listen: SocketAddr,
-    /// Server to pass requests on to; a path in it is put before theirs.
-    #[arg(long, value_name = "URL")]
-    pub upstream: String,
+    /// Server to pass requests on to; a path in it is put before theirs. Several
+    /// servers take turns. One with a prefix gets the paths below it, the longest
+    /// prefix first: a path in its URL, be it a slash, stands in place of the prefix,
+    /// without one the path goes on as it came. A request whose server is down gets
+    /// 502 and is recorded as such; it is not sent to another one.
+    #[arg(long = "upstream", value_name = "[/PREFIX=]URL", num_args = 1.., required = true)]
+    pub upstreams: Vec<String>,
     /// Listen on addresses that other machines reach. Whoever reaches the proxy
     /// reaches the server behind it.
     #[arg(long)]
@@ -243,6 +249,8 @@ pub struct ProxyArgs {
         help_heading = "Privacy"
     )]
     pub tokenizer_path: Option<PathBuf>,
+    #[command(flatten)]
+    pub server_metrics: ServerMetricsArgs,
     #[command(flatten)]
     pub store: StoreArgs,
 }

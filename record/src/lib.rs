@@ -10,6 +10,7 @@ mod repair;
 mod retention;
 mod rotation;
 mod simulate;
+mod upstreams;
 
 use std::process::ExitCode;
 

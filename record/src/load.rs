@@ -48,7 +48,8 @@ pub fn run(args: &LoadArgs) -> Result<Ending> {
         seed: args.workload.seed,
         tokenizer_path: args.workload.tokenizer_path.as_deref(),
     };
-    let harness = Harness::new(&server, &args.connection, &args.output, seeded)?;
+    let sampling = server.sampling(&args.server_metrics, &args.target)?;
+    let harness = Harness::new(&server, &args.connection, &args.output, seeded, sampling)?;
     let mut done = Vec::new();
     for (level, dir) in levels.iter().zip(folders(&root, &levels)) {
         if harness.stop.level() != StopLevel::Run {

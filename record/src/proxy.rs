@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use http::HeaderName;
+use http::{HeaderMap, HeaderName};
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
 use tapedeck_clock::RunClock;
-use tapedeck_live::{Gauges, Stop, StopLevel, Target, TlsOptions};
+use tapedeck_live::{Gauges, Stop, StopLevel, TlsOptions};
 use tapedeck_proxy::{Admin, Metrics, Pattern, Proxy, Rules, Settings, Watched};
 use tapedeck_recording::manifest::Workload;
 use tapedeck_run::ending::Ending;
@@ -20,12 +20,14 @@ use tapedeck_run::harness::raise_open_files_limit;
 use tapedeck_run::manifest::Described;
 use tapedeck_run::output;
 use tapedeck_run::requests::privacy;
-use tapedeck_run::secrets::{mask_query, mask_url};
+use tapedeck_run::sampling::Sampling;
+use tapedeck_run::secrets::mask_query;
+use tapedeck_run::server_metrics;
 use tapedeck_run::signals;
-use url::Url;
 
 use crate::cli::{Limit, ProxyArgs};
 use crate::rotation::{Recordings, Rotation};
+use crate::upstreams;
 
 /// How often the main thread looks for a stop request.
 const WATCH: Duration = Duration::from_millis(50);
@@ -44,13 +46,15 @@ pub(crate) fn run(args: &ProxyArgs) -> Result<Ending> {
         .map(|addr| listen("--admin", addr, args.allow_remote))
         .transpose()?;
     let settings = settings(args, clock)?;
+    let sampling = sampling(args)?;
     let stop = Arc::new(Stop::default());
     signals::watch(Arc::clone(&stop))?;
     let gauges = Arc::default();
     let mut rotation = Rotation::start(Recordings {
         store: &args.store,
         privacy: privacy(&args.privacy, args.tokenizer_path.as_deref())?,
-        described: described(args, &settings),
+        described: described(args, &settings, &sampling),
+        sampling,
         gauges: Arc::clone(&gauges),
         clock,
     })?;
@@ -78,7 +82,7 @@ impl Serving<'_> {
         admin: Option<TcpListener>,
         rotation: &mut Rotation<'_>,
     ) -> Result<Arc<Metrics>> {
-        let shown = mask_url(&self.args.upstream);
+        let shown = upstreams::shown(&self.args.upstreams);
         let current = rotation.current();
         let proxy = Proxy::start(listener, settings, &current, &self.stop, &self.gauges)?;
         let metrics = proxy.metrics();
@@ -131,15 +135,10 @@ fn listen(flag: &str, addr: SocketAddr, allow_remote: bool) -> Result<TcpListene
 }
 
 fn settings(args: &ProxyArgs, clock: RunClock) -> Result<Settings> {
-    let url = upstream(&args.upstream)?;
-    let options = TlsOptions {
-        cacert: args.cacert.clone(),
-        insecure: args.insecure,
-    };
+    let options = upstream_tls(args);
     Ok(Settings {
         clock,
-        target: Target::resolve(&url, &options)?,
-        base_path: url.path().trim_end_matches('/').to_owned(),
+        upstreams: upstreams::resolve(&args.upstreams, &options)?,
         tls: tls(args)?,
         workers: workers(args),
         rules: rules(args)?,
@@ -150,23 +149,23 @@ fn settings(args: &ProxyArgs, clock: RunClock) -> Result<Settings> {
     })
 }
 
-/// A URL that requests can be passed on to. What it says besides address and path
-/// would silently be lost.
-fn upstream(text: &str) -> Result<Url> {
-    let shown = mask_url(text);
-    let url = Url::parse(text)
-        .ok()
-        .filter(|url| matches!(url.scheme(), "http" | "https") && url.host().is_some());
-    let Some(url) = url else {
-        bail!("--upstream {shown} cannot be used\nhint: http://host:port or https://host");
+fn upstream_tls(args: &ProxyArgs) -> TlsOptions {
+    TlsOptions {
+        cacert: args.cacert.clone(),
+        insecure: args.insecure,
+    }
+}
+
+/// The keys are the clients': a scrape has none.
+fn sampling(args: &ProxyArgs) -> Result<Sampling> {
+    let urls = upstreams::urls(&args.upstreams)?;
+    let target = |url| server_metrics::Target {
+        url,
+        tls: upstream_tls(args),
+        headers: HeaderMap::new(),
     };
-    if url.query().is_some() || url.fragment().is_some() {
-        bail!("--upstream {shown} has a query\nhint: clients send their own");
-    }
-    if url.password().is_some() || !url.username().is_empty() {
-        bail!("--upstream {shown} has a user or password\nhint: clients send their own");
-    }
-    Ok(url)
+    let targets: Vec<_> = urls.iter().map(target).collect();
+    Sampling::resolve(&args.server_metrics, &targets)
 }
 
 fn workers(args: &ProxyArgs) -> usize {
@@ -232,12 +231,14 @@ fn tls(args: &ProxyArgs) -> Result<Option<Arc<ServerConfig>>> {
     Ok(Some(Arc::new(config)))
 }
 
-fn described(args: &ProxyArgs, settings: &Settings) -> Described {
+fn described(args: &ProxyArgs, settings: &Settings, sampling: &Sampling) -> Described {
+    let mut resolved = settings_json(args, settings);
+    sampling.describe(&mut resolved);
     Described {
         name: args.store.name.clone(),
         labels: args.store.labels.iter().cloned().collect(),
-        target: mask_url(&args.upstream),
-        settings: settings_json(args, settings),
+        target: upstreams::shown(&args.upstreams),
+        settings: resolved,
         workload: Workload {
             kind: "proxy".to_owned(),
             path: None,
@@ -256,6 +257,7 @@ fn settings_json(args: &ProxyArgs, settings: &Settings) -> Value {
     json!({
         "listen": args.listen.to_string(),
         "admin": args.admin.map(|addr| addr.to_string()),
+        "upstreams": upstreams::to_json(&settings.upstreams),
         "match": patterns,
         "api": what.api.as_str(),
         "session_header": what.session_header,

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tapedeck_run::args::{
-    ConnectionArgs, OutputArgs, TargetArgs, parse_api, parse_duration, parse_pair,
+    ConnectionArgs, OutputArgs, ServerMetricsArgs, TargetArgs, parse_api, parse_duration,
+    parse_pair,
 };
 use tapedeck_wire::openai::Api;
 use tapedeck_workload::trace::Format;
@@ -40,6 +41,8 @@ pub struct RunArgs {
     pub target: TargetArgs,
     #[command(flatten)]
     pub connection: ConnectionArgs,
+    #[command(flatten)]
+    pub server_metrics: ServerMetricsArgs,
     #[command(flatten)]
     pub output: OutputArgs,
     /// Stop sending after this long (10s, 5m, 1h).

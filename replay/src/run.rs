@@ -74,11 +74,12 @@ pub fn run(args: &RunArgs) -> Result<Ending> {
     let root = output::root(&args.output, COMMAND)?;
     let server = Server::reach(&args.target, api(&plan.requests[0].original)?)?;
     let maker = Maker::new(&plan, &server, args)?;
+    let sampling = server.sampling(&args.server_metrics, &args.target)?;
     let seeded = Seeded {
         seed: args.source.from.seed,
         tokenizer_path: args.synthesis.tokenizer_path.as_deref(),
     };
-    let harness = Harness::new(&server, &args.connection, &args.output, seeded)?;
+    let harness = Harness::new(&server, &args.connection, &args.output, seeded, sampling)?;
     eprintln!(
         "replaying {} requests of {} over {:.1} s, mode {}",
         plan.requests.len(),

@@ -158,6 +158,17 @@ pub enum Finish {
     Silent,
 }
 
+/// What the client's last read came back with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Last {
+    /// Bytes, the last of a whole answer.
+    Bytes,
+    Fin,
+    Rst,
+    /// Nothing, until the client lost patience.
+    Silence,
+}
+
 /// What a client saw of one answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Seen {
@@ -169,6 +180,19 @@ pub struct Seen {
     pub body: Vec<u8>,
     pub trailers: Vec<String>,
     pub finish: Finish,
+}
+
+impl Seen {
+    /// No answer.
+    pub fn nothing() -> Self {
+        Self {
+            status: String::new(),
+            headers: Vec::new(),
+            body: Vec::new(),
+            trailers: Vec::new(),
+            finish: Finish::Broken,
+        }
+    }
 }
 
 /// Headers that are the connection's and not the message's.
@@ -186,41 +210,39 @@ pub fn converse(addr: SocketAddr, request: &[u8], patience: Duration) -> Seen {
 
 /// Reads one answer.
 pub fn receive(stream: &mut TcpStream, is_head: bool, patience: Duration) -> Seen {
+    receive_to_end(stream, is_head, patience).0
+}
+
+/// Reads one answer, to the last byte of a whole one.
+pub fn receive_to_end(stream: &mut TcpStream, is_head: bool, patience: Duration) -> (Seen, Last) {
     stream.set_read_timeout(Some(patience)).unwrap();
     let mut bytes = Vec::new();
     let mut buffer = vec![0; 64 * 1024];
     loop {
-        let end = match stream.read(&mut buffer) {
-            Ok(0) => Some(Finish::Broken),
+        let last = match stream.read(&mut buffer) {
+            Ok(0) => Last::Fin,
             Ok(n) => {
                 bytes.extend_from_slice(&buffer[..n]);
-                None
+                Last::Bytes
             }
-            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => Some(Finish::Silent),
-            Err(_) => Some(Finish::Broken),
+            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => Last::Silence,
+            Err(_) => Last::Rst,
         };
         let (seen, by_close) = parse(&bytes, is_head);
-        match (end, seen.finish) {
-            (_, Finish::Whole) => return seen,
-            (Some(Finish::Broken), _) if by_close && bytes.len() > 1 => {
-                let finish = Finish::Whole;
-                return Seen { finish, ..seen };
-            }
-            (Some(finish), _) => return Seen { finish, ..seen },
-            (None, _) => {}
-        }
+        let finish = match (last, seen.finish) {
+            (_, Finish::Whole) => Finish::Whole,
+            (Last::Bytes, _) => continue,
+            (Last::Silence, _) => Finish::Silent,
+            (Last::Fin | Last::Rst, _) if by_close && bytes.len() > 1 => Finish::Whole,
+            (Last::Fin | Last::Rst, _) => Finish::Broken,
+        };
+        return (Seen { finish, ..seen }, last);
     }
 }
 
 /// What `bytes` are so far, and whether the end of the connection ends the body.
 fn parse(bytes: &[u8], is_head: bool) -> (Seen, bool) {
-    let mut seen = Seen {
-        status: String::new(),
-        headers: Vec::new(),
-        body: Vec::new(),
-        trailers: Vec::new(),
-        finish: Finish::Broken,
-    };
+    let mut seen = Seen::nothing();
     let Some(end) = find(bytes, b"\r\n\r\n").filter(|_| bytes.starts_with(b"HTTP/")) else {
         return (seen, false);
     };
@@ -271,7 +293,8 @@ fn parse(bytes: &[u8], is_head: bool) -> (Seen, bool) {
 fn dechunk(mut rest: &[u8], seen: &mut Seen) {
     while let Some(line) = find(rest, b"\r\n") {
         let size = std::str::from_utf8(&rest[..line]).unwrap();
-        let size = usize::from_str_radix(size.split(';').next().unwrap().trim(), 16).unwrap();
+        let size = usize::from_str_radix(size.split(';').next().unwrap().trim(), 16);
+        let Ok(size) = size else { return };
         rest = &rest[line + 2..];
         if size == 0 {
             let Some(end) = find(rest, b"\r\n\r\n").or(rest.starts_with(b"\r\n").then_some(0))

@@ -1,5 +1,5 @@
 -- content_chunk: one row per content-bearing chunk of a request in the measured phase, every attempt.
--- Reads: chunks, requests.
+-- Reads: answer_chunk, requests.
 --   recording_id  TEXT    -   -  Key.
 --   request_id    BIGINT  -   -  Key.
 --   attempt       INT     -   -  Key.
@@ -12,8 +12,6 @@
 --   itl_ns        BIGINT  ns  lower  Gap to the content-bearing chunk of the same choice before; NULL for the first.
 --   same_read     BOOLEAN -   -  Both came in one read: the gap says nothing about the server. NULL for the first.
 CREATE VIEW content_chunk AS
--- The one definition of "the server has begun to answer": a role, a usage or an
--- empty delta is not content.
 SELECT
   c.recording_id,
   c.request_id,
@@ -26,12 +24,12 @@ SELECT
   c.tokens,
   c.t_ns - lag(c.t_ns) OVER choice AS itl_ns,
   c.read_index = lag(c.read_index) OVER choice AS same_read
-FROM chunks AS c
+FROM answer_chunk AS c
 JOIN requests AS r
   ON r.recording_id = c.recording_id
   AND r.request_id = c.request_id
   AND r.attempt = c.attempt
-WHERE c.kind IN ('reasoning', 'content', 'tool')
+WHERE c.has_content
   AND r.phase = 'measure'
 WINDOW choice AS (
   PARTITION BY c.recording_id, c.request_id, c.attempt, c.choice_index

@@ -1,5 +1,6 @@
 -- chunk_stream: one row per attempt of the measured phase with a content-bearing chunk: what its chunks come to.
--- Reads: chunks, content_chunk.
+-- Reads: answer_chunk, requests.
+-- requires: tapedeck (stream).
 --   recording_id        TEXT    -       -      Key.
 --   request_id          BIGINT  -       -      Key.
 --   attempt             INT     -       -      Key.
@@ -14,28 +15,26 @@
 --   itl_ns              LIST    ns      lower  Gaps of view chunk_gap, in no order. NULL where there is none.
 CREATE VIEW chunk_stream AS
 -- Nothing here depends on a user's choices: of a sealed recording these rows are
--- kept under derived/, and a report starts from them.
+-- kept under derived/, and a report starts from them. The gaps are those of
+-- chunk_gap, without its window over all chunks.
 WITH
-content AS (
+stream AS (
   SELECT
     recording_id,
     request_id,
     attempt,
-    min(t_ns) AS t_first_ns,
-    min(CASE WHEN kind <> 'reasoning' THEN t_ns END) AS t_first_output_ns,
-    max(t_ns) AS t_last_ns,
-    first_value(tokens ORDER BY chunk_index) AS first_chunk_tokens,
-    count(*) AS content_chunks,
-    count(tokens) AS counted_chunks,
-    count(DISTINCT read_index) AS content_reads,
-    array_agg(itl_ns) FILTER (WHERE itl_ns IS NOT NULL) AS itl_ns
-  FROM content_chunk
-  GROUP BY recording_id, request_id, attempt
-),
-counted AS (
-  SELECT recording_id, request_id, attempt, sum(tokens) AS tokens
-  FROM chunks
-  WHERE tokens IS NOT NULL
+    min(t_ns) FILTER (WHERE has_content) AS t_first_ns,
+    min(t_ns) FILTER (WHERE has_content AND kind <> 'reasoning')
+      AS t_first_output_ns,
+    max(t_ns) FILTER (WHERE has_content) AS t_last_ns,
+    first_value(tokens ORDER BY chunk_index) FILTER (WHERE has_content)
+      AS first_chunk_tokens,
+    count(*) FILTER (WHERE has_content) AS content_chunks,
+    count(tokens) FILTER (WHERE has_content) AS counted_chunks,
+    stream(t_ns, choice_index, chunk_index, read_index)
+      FILTER (WHERE has_content) AS content,
+    sum(tokens) AS tokens
+  FROM answer_chunk
   GROUP BY recording_id, request_id, attempt
 )
 SELECT
@@ -48,11 +47,13 @@ SELECT
   s.first_chunk_tokens,
   s.content_chunks,
   s.counted_chunks,
-  s.content_reads,
-  k.tokens,
-  s.itl_ns
-FROM content AS s
-LEFT JOIN counted AS k
-  ON k.recording_id = s.recording_id
-  AND k.request_id = s.request_id
-  AND k.attempt = s.attempt;
+  s.content['reads'] AS content_reads,
+  s.tokens,
+  s.content['itl_ns'] AS itl_ns
+FROM stream AS s
+JOIN requests AS r
+  ON r.recording_id = s.recording_id
+  AND r.request_id = s.request_id
+  AND r.attempt = s.attempt
+WHERE s.content_chunks > 0
+  AND r.phase = 'measure';

@@ -1,28 +1,10 @@
 -- concurrency: one row per recording: measured attempts in flight, from sent to the end of the response.
--- Reads: recordings, requests, responses, outcome, window.
+-- Reads: recordings, window, flight.
 --   recording_id     TEXT    -         -  Key.
 --   concurrency      DOUBLE  requests  -  Time average over the window. NULL without a window.
 --   concurrency_max  BIGINT  requests  -  Most at one instant; an end frees its place before a start at the same instant.
 CREATE VIEW concurrency AS
 WITH
-flight AS (
-  SELECT
-    r.recording_id,
-    r.t_sent_ns AS t_from_ns,
-    -- Without an end an attempt was in flight until the window closed.
-    greatest(coalesce(p.t_end_ns, w.t_last_end_ns), r.t_sent_ns) AS t_to_ns
-  FROM requests AS r
-  JOIN outcome AS o
-    ON o.recording_id = r.recording_id
-    AND o.request_id = r.request_id
-  JOIN "window" AS w ON w.recording_id = r.recording_id
-  LEFT JOIN responses AS p
-    ON p.recording_id = r.recording_id
-    AND p.request_id = r.request_id
-    AND p.attempt = r.attempt
-  WHERE o.measured
-    AND r.t_sent_ns IS NOT NULL
-),
 average AS (
   SELECT recording_id, sum(t_to_ns - t_from_ns) / 1e9 AS in_flight_s
   FROM flight

@@ -1,5 +1,5 @@
 -- recording_health: one row per recording and finding: what to know before believing a number.
--- Reads: recordings, requests, responses, marks, outcome, request_latency, throughput, verdict.
+-- Reads: recordings, requests, responses, marks, outcome, request_latency, server_summary, throughput, verdict.
 --   recording_id   TEXT    -  -  Key.
 --   finding        TEXT    -  -  Key.
 --   finding_index  BIGINT  -  -  Order in a report.
@@ -16,15 +16,18 @@ names AS (
       (1, 'verdict'),
       (2, 'dropped_events'),
       (3, 'missing_segments'),
-      (4, 'unfinished_requests'),
-      (5, 'malformed_chunks'),
-      (6, 'truncated_events'),
-      (7, 'process_timestamps'),
-      (8, 'coalesced_chunks'),
-      (9, 'uncounted_requests'),
-      (10, 'token_sources'),
-      (11, 'retried_requests'),
-      (12, 'reused_connections')
+      (4, 'damaged_segments'),
+      (5, 'unfinished_requests'),
+      (6, 'malformed_chunks'),
+      (7, 'truncated_events'),
+      (8, 'process_timestamps'),
+      (9, 'coalesced_chunks'),
+      (10, 'uncounted_requests'),
+      (11, 'token_sources'),
+      (12, 'retried_requests'),
+      (13, 'reused_connections'),
+      (14, 'server_metrics'),
+      (15, 'server_metrics_failed')
   ) AS v
 ),
 connection AS (
@@ -48,9 +51,38 @@ response AS (
   GROUP BY recording_id
 ),
 mark AS (
-  SELECT recording_id, count(*) AS truncated_events
+  SELECT
+    recording_id,
+    count(*) FILTER (WHERE name = 'truncated_event') AS truncated_events,
+    count(*) FILTER (WHERE name = 'server_metrics_failed') AS failing_servers
   FROM marks
-  WHERE name = 'truncated_event'
+  GROUP BY recording_id
+),
+server AS (
+  SELECT
+    recording_id,
+    count(*) AS servers,
+    string_agg(
+      concat(
+        source, ' (', engine, '): at most ',
+        coalesce(CAST(waiting_requests_max AS VARCHAR), 'unknown'),
+        ' waiting and ',
+        coalesce(CAST(running_requests_max AS VARCHAR), 'unknown'),
+        ' running',
+        coalesce(
+          ', KV cache ' || CAST(round(kv_cache_ratio_max * 100, 1) AS VARCHAR)
+            || '% in use',
+          ''
+        ),
+        coalesce(
+          ', mean TTFT ' || CAST(round(server_ttft_ms_mean, 2) AS VARCHAR)
+            || ' ms by its own count',
+          ''
+        )
+      ),
+      '; '
+    ) AS detail
+  FROM server_summary
   GROUP BY recording_id
 ),
 request AS (
@@ -92,6 +124,7 @@ fact AS (
     g.torn_bytes,
     g.dropped_events,
     g.missing_segments,
+    g.damaged_segments,
     v.verdict,
     v.reason,
     coalesce(q.unfinished, 0) AS unfinished,
@@ -109,8 +142,12 @@ fact AS (
     k.output_all,
     coalesce(k.input_tokenizer + k.output_stream + k.output_tokenizer, 0)
       AS not_usage,
-    c.reused_share
+    c.reused_share,
+    coalesce(m.failing_servers, 0) AS failing_servers,
+    coalesce(x.servers, 0) AS servers,
+    x.detail AS server_detail
   FROM recordings AS g
+  LEFT JOIN server AS x ON x.recording_id = g.recording_id
   LEFT JOIN verdict AS v ON v.recording_id = g.recording_id
   LEFT JOIN throughput AS t ON t.recording_id = g.recording_id
   LEFT JOIN request AS q ON q.recording_id = g.recording_id
@@ -139,6 +176,8 @@ SELECT
       CASE WHEN f.dropped_events > 0 THEN 'error' ELSE 'ok' END
     WHEN 'missing_segments' THEN
       CASE WHEN f.missing_segments > 0 THEN 'error' ELSE 'ok' END
+    WHEN 'damaged_segments' THEN
+      CASE WHEN f.damaged_segments > 0 THEN 'error' ELSE 'ok' END
     WHEN 'unfinished_requests' THEN
       CASE WHEN f.unfinished > 0 THEN 'warning' ELSE 'ok' END
     WHEN 'malformed_chunks' THEN
@@ -159,11 +198,15 @@ SELECT
     WHEN 'token_sources' THEN CASE WHEN f.not_usage > 0 THEN 'info' ELSE 'ok' END
     WHEN 'retried_requests' THEN
       CASE WHEN f.retried > 0 THEN 'info' ELSE 'ok' END
+    WHEN 'server_metrics' THEN CASE WHEN f.servers > 0 THEN 'info' ELSE 'ok' END
+    WHEN 'server_metrics_failed' THEN
+      CASE WHEN f.failing_servers > 0 THEN 'warning' ELSE 'ok' END
     ELSE 'ok'
   END AS severity,
   CASE n.finding
     WHEN 'dropped_events' THEN CAST(f.dropped_events AS DOUBLE)
     WHEN 'missing_segments' THEN CAST(f.missing_segments AS DOUBLE)
+    WHEN 'damaged_segments' THEN CAST(f.damaged_segments AS DOUBLE)
     WHEN 'unfinished_requests' THEN CAST(f.unfinished AS DOUBLE)
     WHEN 'malformed_chunks' THEN CAST(f.malformed_chunks AS DOUBLE)
     WHEN 'truncated_events' THEN CAST(f.truncated_events AS DOUBLE)
@@ -175,6 +218,8 @@ SELECT
       CAST(f.output_stream + f.output_tokenizer AS DOUBLE) / nullif(f.output_all, 0)
     WHEN 'retried_requests' THEN CAST(f.retried AS DOUBLE)
     WHEN 'reused_connections' THEN f.reused_share
+    WHEN 'server_metrics' THEN CAST(f.servers AS DOUBLE)
+    WHEN 'server_metrics_failed' THEN CAST(f.failing_servers AS DOUBLE)
   END AS value,
   CASE n.finding
     WHEN 'verdict' THEN concat(f.verdict, ': ', f.reason)
@@ -204,6 +249,16 @@ SELECT
       concat(f.dropped_events, ' events dropped by the recorder')
     WHEN 'missing_segments' THEN
       concat(f.missing_segments, ' files of the manifest are not on disk')
+    WHEN 'damaged_segments' THEN
+      CASE
+        WHEN f.damaged_segments IS NULL THEN
+          'the hashes of sealed files were not looked at'
+        ELSE
+          concat(
+            f.damaged_segments,
+            ' sealed files are not what was sealed, by their hash'
+          )
+      END
     WHEN 'unfinished_requests' THEN
       concat(f.unfinished, ' requests without a response')
     WHEN 'malformed_chunks' THEN
@@ -240,6 +295,12 @@ SELECT
       concat(
         coalesce(CAST(round(f.reused_share * 100, 1) AS VARCHAR), 'unknown'),
         '% of attempts on a connection used before'
+      )
+    WHEN 'server_metrics' THEN coalesce(f.server_detail, 'no server was scraped')
+    WHEN 'server_metrics_failed' THEN
+      concat(
+        f.failing_servers,
+        ' servers could not be scraped at least once; their marks say why'
       )
   END AS detail
 FROM fact AS f

@@ -14,6 +14,7 @@ use tapedeck_recording::{Outcome, Privacy, Sink};
 use tokio::sync::mpsc;
 
 use crate::arrival::Arrival;
+use crate::lag::LagRecorder;
 use crate::pace::{HandOver, Pacer, Slots};
 use crate::policy::AttemptPolicy;
 use crate::tap::KernelStamping;
@@ -85,6 +86,11 @@ pub struct Gauges {
     failed: AtomicU64,
     chunks: AtomicU64,
     failures: Mutex<Vec<Failure>>,
+    /// Of the pacer: from the instant at which an arrival could go (it was due,
+    /// and its slot free) until it was handed over.
+    pub pacer_lag: LagRecorder,
+    /// From the same instant until a worker had taken it.
+    pub dispatch_lag: LagRecorder,
 }
 
 impl Gauges {
@@ -283,6 +289,7 @@ impl Workers {
                 .parallel
                 .map(|slots| Slots::new(slots, spec.workers.max(1), spec.start_ns)),
             hand_over: Arc::clone(&self.hand_over),
+            gauges: Arc::clone(&spec.gauges),
             start_ns: spec.start_ns,
             until_ns: spec.until_ns.unwrap_or(i64::MAX),
             first_request_id: spec.first_request_id,

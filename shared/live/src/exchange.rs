@@ -38,6 +38,8 @@ const DRAIN_NS: i64 = 1_000_000_000;
 pub(crate) async fn exchange(worker: Rc<Worker>, assignment: Assignment) {
     worker.wait_until_due(&assignment.arrival).await;
     let t_dispatched_ns = worker.clock.now_ns();
+    let lag_ns = t_dispatched_ns - assignment.t_ready_ns;
+    worker.gauges.dispatch_lag.observe(lag_ns);
     worker.gauges.started();
     let (mut source, mut retried) = (Source::Pool, 0);
     let mut number = 0;

@@ -13,6 +13,7 @@ pub mod connect;
 pub mod engine;
 pub mod exchange;
 pub mod headers;
+pub mod lag;
 mod pace;
 pub mod policy;
 pub mod secrets;

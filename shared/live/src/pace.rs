@@ -10,7 +10,7 @@ use tapedeck_recording::Sink;
 use tokio::sync::mpsc;
 
 use crate::arrival::Arrival;
-use crate::engine::{Stop, StopLevel};
+use crate::engine::{Gauges, Stop, StopLevel};
 use crate::worker::Assignment;
 
 /// A free place among the requests in flight.
@@ -33,6 +33,7 @@ pub(crate) struct Slots {
 #[derive(Debug)]
 pub(crate) struct SlotGuard {
     clock: RunClock,
+    freed_ns: i64,
     worker: usize,
     give_back: SyncSender<Slot>,
 }
@@ -71,6 +72,7 @@ pub(crate) struct Pacer {
     pub(crate) sink: Sink,
     pub(crate) slots: Option<Slots>,
     pub(crate) hand_over: Arc<HandOver>,
+    pub(crate) gauges: Arc<Gauges>,
     pub(crate) start_ns: i64,
     pub(crate) until_ns: i64,
     pub(crate) first_request_id: i64,
@@ -142,10 +144,17 @@ impl Pacer {
                 break;
             };
             let worker = slot.as_ref().map_or(sent as usize, |s| s.worker) % queues.len();
+            // Waiting for a slot is load, not lateness.
+            let freed_ns = slot.as_ref().map_or(t_scheduled_ns, |s| s.freed_ns);
+            let t_ready_ns = t_scheduled_ns.max(freed_ns);
+            self.gauges
+                .pacer_lag
+                .observe(self.clock.now_ns() - t_ready_ns);
             let assignment = Assignment {
                 request_id: self.first_request_id + sent,
                 arrival,
                 t_scheduled_ns,
+                t_ready_ns,
                 slot,
             };
             // A worker that is gone reports its own error when it is joined.
@@ -171,6 +180,7 @@ impl Pacer {
         let slot = self.wait_for_slot(slots)?;
         let guard = SlotGuard {
             clock: self.clock,
+            freed_ns: slot.freed_ns,
             worker: slot.worker,
             give_back: slots.give_back.clone(),
         };

@@ -42,6 +42,8 @@ pub(crate) struct Assignment {
     pub(crate) request_id: i64,
     pub(crate) arrival: Arrival,
     pub(crate) t_scheduled_ns: i64,
+    /// When it was due and its slot free.
+    pub(crate) t_ready_ns: i64,
     /// Given back when this is dropped.
     pub(crate) slot: Option<SlotGuard>,
 }

@@ -15,7 +15,7 @@ use tapedeck_wire::response::End;
 use crate::client::Client;
 use crate::exchange::{Ended, Guard};
 use crate::upload::UploadBody;
-use crate::worker::Worker;
+use crate::worker::{Leg, Worker};
 
 /// An answer's body as hyper's server takes it. A new read is taken from upstream
 /// only when everything before it has been flushed to the client.
@@ -27,6 +27,7 @@ pub(crate) enum Download {
 
 pub(crate) struct Passing {
     pub(crate) worker: Rc<Worker>,
+    pub(crate) leg: Rc<Leg>,
     pub(crate) client: Rc<Client>,
     pub(crate) guard: Guard,
     /// `None` once the answer is over.
@@ -95,7 +96,7 @@ impl Passing {
         let flush_tells = clean && self.client.owe();
         self.guard.0.end(ended, flush_tells);
         if clean && connection.is_reusable() {
-            self.worker.pool.put(connection, now_ns);
+            self.leg.pool.put(connection, now_ns);
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::convert::Infallible;
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::rc::Rc;
 
@@ -18,20 +18,38 @@ use tapedeck_wire::response::End;
 use crate::client::Client;
 use crate::download::{Download, Passing};
 use crate::exchange::{Exchange, Guard};
-use crate::headers::{request_headers, response_headers, upgrade, upstream_uri};
+use crate::headers::{request_headers, response_headers, upgrade};
 use crate::journal::Journal;
 use crate::metrics::Reason;
 use crate::rules::Plan;
 use crate::tunnel;
 use crate::upload::{Upload, UploadBody};
-use crate::worker::Worker;
+use crate::worker::{Leg, Worker};
 
-/// Answers one request of `client`.
-pub(crate) async fn handle(
+/// Answers one request of `client`. What comes before the first wait is done at
+/// once: hyper drops the future unpolled where the client has left already, and
+/// such a request is recorded, too.
+pub(crate) fn handle(
     worker: Rc<Worker>,
     client: Rc<Client>,
     request: Request<Incoming>,
-) -> Result<Response<Download>, Infallible> {
+) -> impl Future<Output = Result<Response<Download>, Infallible>> {
+    let begun = begin(worker, client, request);
+    async move {
+        match begun {
+            Ok(passage) => Ok(passage.run().await),
+            Err(answer) => Ok(*answer),
+        }
+    }
+}
+
+/// Begins to pass a request on, or answers it.
+fn begin(
+    worker: Rc<Worker>,
+    client: Rc<Client>,
+    request: Request<Incoming>,
+) -> Result<Passage, Box<Response<Download>>> {
+    let refuse = |status, why| Err(Box::new(own(status, why)));
     let t_dispatched_ns = worker.clock.now_ns();
     let (head, body) = request.into_parts();
     let asks_upgrade = !client.is_h2 && upgrade(&head.headers).is_some();
@@ -40,19 +58,22 @@ pub(crate) async fn handle(
         false => (worker.settings.rules).plan(&head.method, head.uri.path(), &head.headers),
     };
     if head.method == Method::CONNECT {
-        return Ok(own(
-            StatusCode::NOT_IMPLEMENTED,
-            "this proxy does not tunnel",
-        ));
+        return refuse(StatusCode::NOT_IMPLEMENTED, "this proxy does not tunnel");
     }
     if plan.is_record() && worker.refuses() {
         worker.metrics.refused();
         let why = "recording cannot keep up and --strict was asked for";
-        return Ok(own(StatusCode::SERVICE_UNAVAILABLE, why));
+        return refuse(StatusCode::SERVICE_UNAVAILABLE, why);
     }
-    let Ok(outgoing) = Outgoing::new(&worker, &head, asks_upgrade) else {
-        return Ok(own(StatusCode::BAD_REQUEST, "the path cannot be passed on"));
+    let Some(leg) = worker.leg(head.uri.path()) else {
+        worker.metrics.unrecorded(Reason::Upstream);
+        let why = "tapedeck proxy: no --upstream takes this path";
+        return refuse(StatusCode::NOT_FOUND, why);
     };
+    let Ok(outgoing) = Outgoing::new(&worker, &leg, &head, asks_upgrade) else {
+        return refuse(StatusCode::BAD_REQUEST, "the path cannot be passed on");
+    };
+    worker.metrics.upstream_request(leg.index);
     let expects = head.headers.contains_key(EXPECT);
     let upload = Rc::new(Upload::new(
         body,
@@ -64,6 +85,7 @@ pub(crate) async fn handle(
     let journal = match plan {
         Plan::Record(api, content) => Some(Journal::new(
             &worker,
+            &leg.origin,
             &upload,
             &head,
             (api, content),
@@ -76,14 +98,14 @@ pub(crate) async fn handle(
     };
     let exchange = Exchange::new(&worker, &upload, journal);
     client.begin(&exchange);
-    let request = Passage {
+    Ok(Passage {
         worker,
+        leg,
         client,
         upload,
         outgoing,
         guard: Guard(exchange),
-    };
-    Ok(request.run().await)
+    })
 }
 
 impl Plan {
@@ -102,14 +124,19 @@ struct Outgoing {
 }
 
 impl Outgoing {
-    fn new(worker: &Worker, head: &Parts, asks_upgrade: bool) -> Result<Self, http::Error> {
-        let mut headers = request_headers(&head.headers, &worker.host);
+    fn new(
+        worker: &Worker,
+        leg: &Leg,
+        head: &Parts,
+        asks_upgrade: bool,
+    ) -> Result<Self, http::Error> {
+        let mut headers = request_headers(&head.headers, &leg.host);
         if asks_upgrade {
             tunnel::ask(&head.headers, &mut headers);
         }
         Ok(Self {
             method: head.method.clone(),
-            uri: upstream_uri(&worker.settings.base_path, &head.uri)?,
+            uri: worker.settings.upstreams.all()[leg.index].uri(&head.uri)?,
             headers,
             extensions: head.extensions.clone(),
         })
@@ -149,6 +176,7 @@ struct Failed {
 
 struct Passage {
     worker: Rc<Worker>,
+    leg: Rc<Leg>,
     client: Rc<Client>,
     upload: Rc<Upload>,
     outgoing: Outgoing,
@@ -165,6 +193,7 @@ impl Passage {
         match answer {
             Ok((connection, response)) => self.pass_on(connection, response),
             Err(Failed { end, .. }) => {
+                self.worker.metrics.upstream_unanswered(self.leg.index);
                 self.upload.drain().await;
                 let end = match self.upload.failed() {
                     true => End::Cancelled {
@@ -184,7 +213,7 @@ impl Passage {
         source: Source,
     ) -> Result<(Connection<UploadBody>, Response<Incoming>), Failed> {
         let pooled = match source {
-            Source::Pool => self.worker.pool.take().await,
+            Source::Pool => self.leg.pool.take().await,
             Source::Fresh => None,
         };
         let reused = pooled.is_some();
@@ -215,7 +244,7 @@ impl Passage {
     async fn connect(&self) -> Result<Connection<UploadBody>, Failed> {
         let patience = self.worker.settings.connect_timeout;
         let instants = Cell::new(ConnectInstants::default());
-        let opened = self.worker.connector.open(&instants);
+        let opened = self.leg.connector.open(&instants);
         let opened = tokio::time::timeout(patience, opened).await;
         self.guard.0.connecting(instants.get());
         let end = match opened {
@@ -248,6 +277,7 @@ impl Passage {
         head.headers = response_headers(&head.headers, self.client.is_h2);
         let passing = Passing {
             worker: self.worker,
+            leg: self.leg,
             client: self.client,
             guard: self.guard,
             connection: Some(connection),

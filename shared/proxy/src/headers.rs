@@ -4,7 +4,6 @@ use http::header::{
     CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHORIZATION, TE,
     TRANSFER_ENCODING, UPGRADE,
 };
-use http::uri::{PathAndQuery, Uri};
 
 use crate::rules::WISH_HEADER;
 
@@ -78,16 +77,6 @@ pub(crate) fn upgrade(headers: &HeaderMap) -> Option<&HeaderValue> {
     (!h2c).then_some(protocol)
 }
 
-/// The path upstream: `base` (without a trailing slash) before the client's own.
-pub(crate) fn upstream_uri(base: &str, uri: &Uri) -> Result<Uri, http::Error> {
-    let path = uri.path_and_query().map_or("/", PathAndQuery::as_str);
-    if base.is_empty() || path == "*" {
-        return Uri::builder().path_and_query(path).build();
-    }
-    let joined = format!("{base}{path}");
-    Uri::builder().path_and_query(joined).build()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -145,13 +134,5 @@ mod tests {
         ]);
         assert!(upgrade(&h2c).is_none());
         assert!(upgrade(&headers(&[("upgrade", "websocket")])).is_none());
-    }
-
-    #[test]
-    fn a_base_path_comes_first() {
-        let uri = |text: &str| text.parse::<Uri>().unwrap();
-        let joined = |base: &str, text: &str| upstream_uri(base, &uri(text)).unwrap().to_string();
-        assert_eq!(joined("", "/v1/x?a=b"), "/v1/x?a=b");
-        assert_eq!(joined("/api", "http://h/v1?q"), "/api/v1?q");
     }
 }

@@ -60,6 +60,7 @@ pub(crate) struct Journal {
 impl Journal {
     pub(crate) fn new(
         worker: &Rc<Worker>,
+        origin: &Arc<str>,
         upload: &Rc<Upload>,
         head: &RequestParts,
         (api, content): (Api, Content),
@@ -77,7 +78,7 @@ impl Journal {
             turn: None,
             parent_request_id: None,
             replay_of: None,
-            worker: Some(Arc::clone(&worker.label)),
+            worker: Some(Arc::clone(origin)),
             api: api.as_str().into(),
             method: head.method.as_str().into(),
             url_path: head.uri.path().into(),

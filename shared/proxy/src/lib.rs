@@ -30,6 +30,7 @@ mod rules;
 mod server;
 mod tunnel;
 mod upload;
+mod upstream;
 mod worker;
 
 pub use admin::{Admin, Watched};
@@ -37,3 +38,4 @@ pub use metrics::Metrics;
 pub use recorder::{Current, Recorder};
 pub use rules::{Pattern, Rules};
 pub use server::{Proxy, ProxyError, Settings};
+pub use upstream::{Upstream, Upstreams};

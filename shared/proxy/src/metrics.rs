@@ -14,6 +14,7 @@ word_enum! {
         Upgrade = "upgrade",
         Off = "off",
         Sampled = "sampled",
+        Upstream = "upstream",
     }
 }
 
@@ -66,9 +67,18 @@ impl Histogram {
     }
 }
 
+/// Requests of one server.
+#[derive(Debug)]
+struct OfUpstream {
+    label: String,
+    requests: AtomicU64,
+    unanswered: AtomicU64,
+}
+
 /// What a proxy has done so far.
 #[derive(Debug, Default)]
 pub struct Metrics {
+    upstreams: Vec<OfUpstream>,
     outcomes: [AtomicU64; Outcome::ALL.len()],
     unrecorded: [AtomicU64; Reason::ALL.len()],
     refused: AtomicU64,
@@ -83,6 +93,31 @@ pub struct Metrics {
 }
 
 impl Metrics {
+    /// Counters for servers called `upstreams`.
+    pub(crate) fn new(upstreams: impl Iterator<Item = String>) -> Self {
+        let upstreams = upstreams.map(|label| OfUpstream {
+            label,
+            requests: AtomicU64::new(0),
+            unanswered: AtomicU64::new(0),
+        });
+        Self {
+            upstreams: upstreams.collect(),
+            ..Self::default()
+        }
+    }
+
+    pub(crate) fn upstream_request(&self, index: usize) {
+        self.upstreams[index]
+            .requests
+            .fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn upstream_unanswered(&self, index: usize) {
+        self.upstreams[index]
+            .unanswered
+            .fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Events that found no room in the queue, or no writer.
     #[must_use]
     pub fn dropped_events(&self) -> u64 {
@@ -171,10 +206,12 @@ impl Metrics {
             let count = count.load(Ordering::Relaxed);
             writeln!(text, "{name}{{reason=\"{}\"}} {count}", reason.as_str()).ok();
         }
+        self.write_upstreams(&mut text);
         for (name, kind, help, value) in self.scalars(sink) {
             let name = family(&mut text, name, kind, help);
             writeln!(text, "{name} {value}").ok();
         }
+        write_log_lag(&mut text, sink);
         let name = family(
             &mut text,
             "added_latency_seconds",
@@ -184,6 +221,30 @@ impl Metrics {
         self.added_up.write(&mut text, &name, "leg=\"request\"");
         self.added_down.write(&mut text, &name, "leg=\"response\"");
         text
+    }
+
+    fn write_upstreams(&self, text: &mut String) {
+        type Counter = fn(&OfUpstream) -> &AtomicU64;
+        let families: [(&str, &str, Counter); 2] = [
+            (
+                "upstream_requests_total",
+                "Requests passed on, by server.",
+                |of| &of.requests,
+            ),
+            (
+                "upstream_unanswered_total",
+                "Requests that got no answer, by server.",
+                |of| &of.unanswered,
+            ),
+        ];
+        for (name, help, counter) in families {
+            let name = family(text, name, "counter", help);
+            for upstream in &self.upstreams {
+                let label = &upstream.label;
+                let count = counter(upstream).load(Ordering::Relaxed);
+                writeln!(text, "{name}{{upstream=\"{label}\"}} {count}").ok();
+            }
+        }
     }
 
     fn scalars(&self, sink: &Sink) -> [(&'static str, &'static str, &'static str, u64); 10] {
@@ -250,6 +311,29 @@ impl Metrics {
                 u64::from(sink.failed()),
             ),
         ]
+    }
+}
+
+/// How far the recording's log is behind; nothing where there is no log.
+fn write_log_lag(text: &mut String, sink: &Sink) {
+    let Some(lag) = sink.log_lag() else {
+        return;
+    };
+    let families = [
+        (
+            "wal_lag_seconds",
+            "Age of the oldest row that is not in the log yet.",
+            lag.unwritten,
+        ),
+        (
+            "wal_sync_lag_seconds",
+            "Age of the oldest row that is not known to be on the disk yet.",
+            lag.unsynced,
+        ),
+    ];
+    for (name, help, age) in families {
+        let name = family(text, name, "gauge", help);
+        writeln!(text, "{name} {}", age.as_secs_f64()).ok();
     }
 }
 

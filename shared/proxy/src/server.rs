@@ -9,11 +9,12 @@ use http::HeaderValue;
 use rustls::ServerConfig;
 use tapedeck_clock::RunClock;
 use tapedeck_live::tap::KernelStamping;
-use tapedeck_live::{Gauges, Stop, Target};
+use tapedeck_live::{Gauges, Stop};
 
 use crate::metrics::Metrics;
 use crate::recorder::Current;
 use crate::rules::Rules;
+use crate::upstream::{Upstream, Upstreams};
 use crate::worker::{Numbers, WorkerSpec, run_worker};
 
 /// How a proxy works.
@@ -21,9 +22,7 @@ use crate::worker::{Numbers, WorkerSpec, run_worker};
 pub struct Settings {
     pub clock: RunClock,
     /// Where requests go.
-    pub target: Target,
-    /// Put before every path; without a slash at its end.
-    pub base_path: String,
+    pub upstreams: Upstreams,
     /// Speaks TLS to clients where given.
     pub tls: Option<Arc<ServerConfig>>,
     /// Worker threads, at least 1.
@@ -87,11 +86,11 @@ impl Proxy {
         gauges: &Arc<Gauges>,
     ) -> Result<Self, ProxyError> {
         let stamping = KernelStamping::switch_on();
-        let host = &settings.target.host;
-        let host = HeaderValue::from_str(host).map_err(|_| ProxyError::Host(host.clone()))?;
+        let hosts = hosts(&settings.upstreams)?;
         listener.set_nonblocking(true).map_err(ProxyError::Listen)?;
         let settings = Arc::new(settings);
-        let metrics = Arc::new(Metrics::default());
+        let labels = settings.upstreams.all().iter().map(Upstream::label);
+        let metrics = Arc::new(Metrics::new(labels));
         let numbers = Arc::new(Numbers::default());
         let mut threads = Vec::new();
         for index in 0..settings.workers.max(1) {
@@ -99,7 +98,7 @@ impl Proxy {
             let spec = WorkerSpec {
                 index,
                 settings: Arc::clone(&settings),
-                host: host.clone(),
+                hosts: Arc::clone(&hosts),
                 listener: listener.try_clone().map_err(ProxyError::Listen)?,
                 metrics: Arc::clone(&metrics),
                 gauges: Arc::clone(gauges),
@@ -143,6 +142,15 @@ impl Proxy {
         }
         result
     }
+}
+
+/// What the `host` header says to each server.
+fn hosts(upstreams: &Upstreams) -> Result<Arc<[HeaderValue]>, ProxyError> {
+    let host = |upstream: &Upstream| {
+        let host = &upstream.target.host;
+        HeaderValue::from_str(host).map_err(|_| ProxyError::Host(host.clone()))
+    };
+    upstreams.all().iter().map(host).collect()
 }
 
 fn spawn(spec: WorkerSpec) -> Result<Thread, ProxyError> {

@@ -34,6 +34,7 @@ use crate::recorder::Current;
 use crate::server::Settings;
 use crate::tunnel;
 use crate::upload::UploadBody;
+use crate::upstream::Upstream;
 
 /// How often stop requests are looked at, and the longest a row waits in its batch.
 const TICK: Duration = Duration::from_millis(20);
@@ -56,13 +57,25 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(10);
 #[derive(Debug, Default)]
 pub(crate) struct Numbers {
     next_draw: AtomicU64,
+    next_turn: AtomicU64,
+}
+
+/// The way of one worker to one server.
+pub(crate) struct Leg {
+    /// Its place among the upstreams.
+    pub(crate) index: usize,
+    pub(crate) host: HeaderValue,
+    /// For the `worker` column.
+    pub(crate) origin: Arc<str>,
+    pub(crate) connector: Connector,
+    pub(crate) pool: Pool<UploadBody>,
 }
 
 /// Settings of a worker thread.
 pub(crate) struct WorkerSpec {
     pub(crate) index: usize,
     pub(crate) settings: Arc<Settings>,
-    pub(crate) host: HeaderValue,
+    pub(crate) hosts: Arc<[HeaderValue]>,
     pub(crate) listener: StdListener,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) gauges: Arc<Gauges>,
@@ -75,16 +88,12 @@ pub(crate) struct WorkerSpec {
 pub(crate) struct Worker {
     pub(crate) settings: Arc<Settings>,
     pub(crate) clock: RunClock,
-    pub(crate) host: HeaderValue,
-    pub(crate) connector: Connector,
-    pub(crate) pool: Pool<UploadBody>,
+    legs: Vec<Rc<Leg>>,
     current: Arc<Current>,
     /// Of recordings that requests in flight began in; the last is that of new ones.
     books: RefCell<Vec<Rc<Book>>>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) gauges: Arc<Gauges>,
-    /// Its number, for the `worker` column.
-    pub(crate) label: Arc<str>,
     /// What is given up from now on is given up by us.
     pub(crate) stopping: Cell<bool>,
     context: Rc<TapContext>,
@@ -97,23 +106,14 @@ impl Worker {
     fn new(spec: &WorkerSpec) -> Rc<Self> {
         let settings = &spec.settings;
         let context = TapContext::new(settings.clock);
-        let connector = Connector::new(
-            Rc::new(settings.target.clone()),
-            Rc::clone(&context),
-            spec.index as i64,
-            settings.workers as i64,
-        );
         Rc::new(Self {
             settings: Arc::clone(settings),
             clock: settings.clock,
-            host: spec.host.clone(),
-            connector: connector.preserving_header_case(),
-            pool: Pool::default(),
+            legs: legs(spec, &context),
             current: Arc::clone(&spec.current),
             books: RefCell::default(),
             metrics: Arc::clone(&spec.metrics),
             gauges: Arc::clone(&spec.gauges),
-            label: spec.index.to_string().into(),
             stopping: Cell::new(false),
             context,
             numbers: Arc::clone(&spec.numbers),
@@ -153,6 +153,13 @@ impl Worker {
         self.numbers.next_draw.fetch_add(1, Ordering::Relaxed)
     }
 
+    /// The server that a request for `path` goes to.
+    pub(crate) fn leg(&self, path: &str) -> Option<Rc<Leg>> {
+        let turn = || self.numbers.next_turn.fetch_add(1, Ordering::Relaxed);
+        let chosen = self.settings.upstreams.choose(path, turn)?;
+        self.legs.get(chosen).cloned()
+    }
+
     /// Whether requests that are to be recorded are to be refused.
     pub(crate) fn refuses(&self) -> bool {
         self.settings.strict && self.book().is_losing()
@@ -167,6 +174,31 @@ impl Worker {
             now_ns: self.clock.now_ns(),
         }
     }
+}
+
+fn legs(spec: &WorkerSpec, context: &Rc<TapContext>) -> Vec<Rc<Leg>> {
+    let settings = &spec.settings;
+    let upstreams = settings.upstreams.all();
+    let connectors = upstreams.len() * settings.workers.max(1);
+    let leg = |(index, (upstream, host)): (usize, (&Upstream, &HeaderValue))| {
+        // Numbers of connections never meet, whoever opens them.
+        let first_conn_id = spec.index * upstreams.len() + index;
+        let connector = Connector::new(
+            Rc::new(upstream.target.clone()),
+            Rc::clone(context),
+            first_conn_id as i64,
+            connectors as i64,
+        );
+        Rc::new(Leg {
+            index,
+            host: host.clone(),
+            origin: upstream.origin.as_str().into(),
+            connector: connector.preserving_header_case(),
+            pool: Pool::default(),
+        })
+    };
+    let each = upstreams.iter().zip(&*spec.hosts).enumerate();
+    each.map(leg).collect()
 }
 
 /// Runs a worker until it is stopped and its clients are gone.
@@ -200,7 +232,11 @@ async fn tick(worker: Rc<Worker>, stop: Arc<Stop>, level: watch::Sender<StopLeve
     loop {
         tokio::time::sleep(TICK).await;
         worker.turn_books();
-        worker.pool.evict(worker.clock.now_ns() - UPSTREAM_IDLE_NS);
+        let idle_since_ns = worker.clock.now_ns() - UPSTREAM_IDLE_NS;
+        worker
+            .legs
+            .iter()
+            .for_each(|leg| leg.pool.evict(idle_since_ns));
         level.send_if_modified(|known| {
             let now = stop.level();
             std::mem::replace(known, now) != now

@@ -21,6 +21,7 @@ pub mod event;
 mod files;
 pub mod footer;
 mod frame;
+mod lag;
 mod lock;
 pub mod manifest;
 pub mod privacy;
@@ -43,6 +44,7 @@ pub use event::{
     ChunkKind, ChunkRow, ChunkRows, EventBatch, HiddenPrompt, MarkRow, Outcome, Pairs, Phase,
     RequestRow, ResponseRow, SampleRow, TimestampSource,
 };
+pub use lag::LogLag;
 pub use manifest::Manifest;
 pub use privacy::{BlockSpec, Content, Privacy, Redaction, Scrubber};
 pub use reader::Recording;

@@ -156,6 +156,12 @@ impl<T> Queue<T> {
         !inner.closed && inner.has_room(bytes)
     }
 
+    /// What `look` sees of the oldest item.
+    pub(crate) fn oldest<R>(&self, look: impl FnOnce(&T) -> Option<R>) -> Option<R> {
+        let inner = self.lock();
+        inner.items.front().and_then(|(item, _)| look(item))
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.lock().items.len()
     }

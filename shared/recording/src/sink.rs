@@ -8,6 +8,7 @@ use std::time::Duration;
 use tapedeck_clock::monotonic_ns;
 
 use crate::event::{EventBatch, MarkRow};
+use crate::lag::{LogLag, Oldest};
 use crate::manifest::ClockAnchor;
 use crate::queue::{Queue, Refused};
 
@@ -20,14 +21,30 @@ const ANCHOR_PATIENCE: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 pub(crate) enum Message {
-    Events(EventBatch),
+    Events {
+        batch: EventBatch,
+        /// When it was handed over, absolute monotonic ns.
+        t_ns: i64,
+    },
     Anchor(ClockAnchor),
 }
 
 impl Message {
+    fn events(batch: EventBatch) -> Self {
+        let t_ns = monotonic_ns();
+        Self::Events { batch, t_ns }
+    }
+
+    fn t_ns(&self) -> Option<i64> {
+        match self {
+            Self::Events { t_ns, .. } => Some(*t_ns),
+            Self::Anchor(_) => None,
+        }
+    }
+
     pub(crate) fn rows(&self) -> u64 {
         match self {
-            Self::Events(batch) => batch.len() as u64,
+            Self::Events { batch, .. } => batch.len() as u64,
             Self::Anchor(_) => 0,
         }
     }
@@ -37,11 +54,15 @@ impl Message {
 #[derive(Debug, Default)]
 pub(crate) struct Gauges {
     pub(crate) failed: AtomicBool,
+    pub(crate) has_log: bool,
+    pub(crate) oldest: Oldest,
     /// The disk refused the last append to the log, or the last try to seal.
     pub(crate) log_refused: AtomicBool,
     pub(crate) seal_refused: AtomicBool,
     /// Events that nobody could be given, after the disk refused.
     pub(crate) lost: AtomicU64,
+    /// What [`Sink::push`] has waited for room, over all threads.
+    waited_ns: AtomicU64,
     /// Events that [`Sink::offer`] dropped and no mark speaks of yet, and the
     /// absolute instants between which that was.
     dropped: AtomicU64,
@@ -50,6 +71,13 @@ pub(crate) struct Gauges {
 }
 
 impl Gauges {
+    pub(crate) fn new(has_log: bool) -> Self {
+        Self {
+            has_log,
+            ..Self::default()
+        }
+    }
+
     pub(crate) fn fail(&self) {
         self.failed.store(true, Ordering::Relaxed);
     }
@@ -97,14 +125,32 @@ impl Sink {
             return Ok(());
         }
         let bytes = batch.size_bytes();
-        self.queue
-            .push(Message::Events(batch), bytes)
-            .map_err(|message| {
-                self.gauges
-                    .lost
-                    .fetch_add(message.rows(), Ordering::Relaxed);
-                Stopped
-            })
+        let pushed = match self.queue.try_push(Message::events(batch), bytes) {
+            Ok(()) => return Ok(()),
+            Err(Refused::Full(message)) => self.wait_for_room(message, bytes),
+            Err(Refused::Closed(message)) => Err(message.rows()),
+        };
+        pushed.map_err(|rows| {
+            self.gauges.lost.fetch_add(rows, Ordering::Relaxed);
+            Stopped
+        })
+    }
+
+    /// The rows that were lost, when the writer has stopped.
+    fn wait_for_room(&self, message: Message, bytes: usize) -> Result<(), u64> {
+        let from_ns = monotonic_ns();
+        let pushed = self.queue.push(message, bytes);
+        let waited_ns = (monotonic_ns() - from_ns).unsigned_abs();
+        self.gauges
+            .waited_ns
+            .fetch_add(waited_ns, Ordering::Relaxed);
+        pushed.map_err(|message| message.rows())
+    }
+
+    /// What [`Sink::push`] has waited for room so far, ns over all threads.
+    #[must_use]
+    pub fn waited_ns(&self) -> u64 {
+        self.gauges.waited_ns.load(Ordering::Relaxed)
     }
 
     /// Nothing more is recorded, and nobody waits for room any longer.
@@ -123,9 +169,10 @@ impl Sink {
     )]
     pub fn try_push(&self, batch: EventBatch) -> Result<(), EventBatch> {
         let bytes = batch.size_bytes();
-        match self.queue.try_push(Message::Events(batch), bytes) {
+        match self.queue.try_push(Message::events(batch), bytes) {
             Err(
-                Refused::Full(Message::Events(batch)) | Refused::Closed(Message::Events(batch)),
+                Refused::Full(Message::Events { batch, .. })
+                | Refused::Closed(Message::Events { batch, .. }),
             ) => Err(batch),
             _ => Ok(()),
         }
@@ -144,7 +191,7 @@ impl Sink {
             return true;
         }
         let (events, bytes) = (batch.len() as u64, batch.size_bytes());
-        let message = Message::Events(batch);
+        let message = Message::events(batch);
         let taken = self.queue.push_within(message, bytes, patience).is_ok();
         if !taken {
             self.gauges.drop_events(events);
@@ -163,6 +210,14 @@ impl Sink {
     #[must_use]
     pub fn queued_batches(&self) -> usize {
         self.queue.len()
+    }
+
+    /// How far the log lags behind; `None` without a log.
+    #[must_use]
+    pub fn log_lag(&self) -> Option<LogLag> {
+        let queued_ns = self.queue.oldest(Message::t_ns);
+        let gauges = &self.gauges;
+        gauges.has_log.then(|| gauges.oldest.lag(queued_ns))
     }
 
     /// Whether a small batch would be taken now.

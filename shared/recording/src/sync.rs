@@ -8,6 +8,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::files;
+use crate::lag::Oldest;
+use crate::sink::Gauges;
 
 /// From the first write to the sync that covers it. With the 120 ms that a row
 /// may wait to be written this leaves a slow disk a third of the second that is
@@ -26,19 +28,22 @@ struct Shared {
 #[derive(Debug)]
 pub(crate) struct Syncer {
     shared: Arc<(Mutex<Shared>, Condvar)>,
+    gauges: Arc<Gauges>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Syncer {
     /// Syncs files of the folder `dir`.
-    pub(crate) fn start(dir: PathBuf) -> io::Result<Self> {
+    pub(crate) fn start(dir: PathBuf, gauges: Arc<Gauges>) -> io::Result<Self> {
         let shared = Arc::new((Mutex::new(Shared::default()), Condvar::new()));
         let theirs = Arc::clone(&shared);
+        let watched = Arc::clone(&gauges);
         let thread = std::thread::Builder::new()
             .name("tapedeck-sync".into())
-            .spawn(move || run(&theirs, &dir))?;
+            .spawn(move || run(&theirs, &watched.oldest, &dir))?;
         Ok(Self {
             shared,
+            gauges,
             thread: Some(thread),
         })
     }
@@ -47,6 +52,9 @@ impl Syncer {
     /// sync, once.
     pub(crate) fn note(&self, file: Arc<File>) -> io::Result<()> {
         let mut shared = lock(&self.shared.0);
+        // Under the lock: a sync that begins now knows of these rows and this file, or
+        // of neither.
+        self.gauges.oldest.written();
         if !shared.dirty.iter().any(|known| Arc::ptr_eq(known, &file)) {
             shared.dirty.push(file);
             self.shared.1.notify_one();
@@ -69,7 +77,7 @@ fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn run((shared, changed): &(Mutex<Shared>, Condvar), dir: &Path) {
+fn run((shared, changed): &(Mutex<Shared>, Condvar), oldest: &Oldest, dir: &Path) {
     loop {
         let waiting = changed
             .wait_while(lock(shared), |s| s.dirty.is_empty() && !s.stop)
@@ -79,10 +87,12 @@ fn run((shared, changed): &(Mutex<Shared>, Condvar), dir: &Path) {
             .unwrap_or_else(PoisonError::into_inner);
         let stop = waiting.stop;
         let dirty = std::mem::take(&mut waiting.dirty);
+        oldest.sync_begins();
         drop(waiting);
         let synced = dirty.iter().try_for_each(|file| sync(file, dir));
-        if let Err(error) = synced {
-            lock(shared).error = Some(error);
+        match synced {
+            Ok(()) => oldest.synced(),
+            Err(error) => lock(shared).error = Some(error),
         }
         if stop {
             return;

@@ -177,7 +177,7 @@ impl Writer {
         store(&manifest, dir)?;
         let sink = Sink {
             queue: Arc::new(Queue::default()),
-            gauges: Arc::new(Gauges::default()),
+            gauges: Arc::new(Gauges::new(options.durability != Durability::None)),
         };
         let ending = Arc::new(AtomicBool::new(false));
         let ended = Arc::clone(&ending);
@@ -346,7 +346,7 @@ impl WriterState {
             durability => {
                 let wal = Wal::new(dir, &manifest.recording_id)?;
                 let syncer = (durability == Durability::Interval)
-                    .then(|| Syncer::start(wal.dir().to_owned()))
+                    .then(|| Syncer::start(wal.dir().to_owned(), Arc::clone(&sink.gauges)))
                     .transpose()
                     .map_err(WriteError::Thread)?;
                 Some(Log {
@@ -396,7 +396,10 @@ impl WriterState {
             let left_ns = until_ns.saturating_sub(monotonic_ns());
             let left = Duration::from_nanos(u64::try_from(left_ns).unwrap_or(0));
             match self.queue.pop(left) {
-                Popped::Item(Message::Events(batch)) => self.take(batch),
+                Popped::Item(Message::Events { batch, t_ns }) => {
+                    self.gauges.oldest.taken(t_ns);
+                    self.take(batch);
+                }
                 Popped::Item(Message::Anchor(anchor)) => self.notes.anchors.push(anchor),
                 Popped::Timeout => {}
                 Popped::Closed if self.gauges.failed.load(Ordering::Relaxed) => {
@@ -498,7 +501,12 @@ impl WriterState {
                 self.unlogged -= rows as u64;
                 match &log.syncer {
                     Some(syncer) => syncer.note(file),
-                    None => sync(&file, log.wal.dir()),
+                    None => {
+                        let oldest = &self.gauges.oldest;
+                        oldest.written();
+                        oldest.sync_begins();
+                        sync(&file, log.wal.dir()).inspect(|()| oldest.synced())
+                    }
                 }
             }
             Err(error) => Err(error),
@@ -549,7 +557,7 @@ impl WriterState {
     /// refused the other may be not, as Parquet takes a tenth of the room.
     fn rescue(&mut self) {
         while let Popped::Item(message) = self.queue.pop(Duration::ZERO) {
-            if let Message::Events(batch) = message {
+            if let Message::Events { batch, .. } = message {
                 self.take(batch);
             }
             if self.pending_bytes >= COMMIT_BYTES {

@@ -159,6 +159,18 @@ pub struct PrivacyArgs {
 }
 
 #[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Server metrics")]
+pub struct ServerMetricsArgs {
+    /// Prometheus text of the server to record beside the load; `auto` is /metrics
+    /// of the server itself. May be given several times.
+    #[arg(long = "server-metrics", value_name = "URL|auto")]
+    pub urls: Vec<String>,
+    /// How often it is asked for.
+    #[arg(long = "server-metrics-interval", value_name = "D", default_value = "1s", value_parser = parse_interval)]
+    pub interval: Duration,
+}
+
+#[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Recording")]
 pub struct OutputArgs {
     /// Folder of the recording; for a sweep the folder of its recordings.
@@ -191,6 +203,11 @@ pub struct OutputArgs {
     /// No progress bar.
     #[arg(long, alias = "disable-tqdm", action = ArgAction::SetTrue)]
     pub no_progress: bool,
+    #[cfg(feature = "report")]
+    /// Exit 1 when the verdict on a recording is invalid: its numbers describe the
+    /// client, or rows are missing.
+    #[arg(long)]
+    pub strict: bool,
     #[cfg(feature = "report")]
     /// Service level objectives for goodput in the report, e.g. ttft_ms=200.
     #[arg(long = "slo", alias = "goodput", value_name = "METRIC=VALUE", num_args = 1.., value_parser = tapedeck_analyze::cli::parse_slo)]
@@ -295,6 +312,17 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
         Ok(duration) if !duration.is_zero() => Ok(duration),
         _ => Err("expected a duration above zero".to_owned()),
     }
+}
+
+/// A scrape costs a server work, and thousands of rows may come of it.
+const LEAST_INTERVAL: Duration = Duration::from_millis(100);
+
+fn parse_interval(text: &str) -> Result<Duration, String> {
+    let interval = parse_duration(text)?;
+    if interval < LEAST_INTERVAL {
+        return Err("at least 100ms".to_owned());
+    }
+    Ok(interval)
 }
 
 pub fn parse_object(text: &str) -> Result<serde_json::Map<String, serde_json::Value>, String> {

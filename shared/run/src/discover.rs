@@ -7,7 +7,8 @@ use tapedeck_live::headers::redirect_target;
 use url::Url;
 
 use crate::args::TargetArgs;
-use crate::requests::further_headers;
+use crate::http_client;
+use crate::requests::{further_headers, tls_options};
 
 /// The first model that `<origin>/v1/models` lists.
 ///
@@ -32,7 +33,9 @@ pub(crate) fn first_model(url: &Url, target: &TargetArgs, timeouts: &Timeouts) -
 }
 
 async fn ask(models: &Url, target: &TargetArgs, timeouts: &Timeouts) -> Result<String> {
-    let mut request = client(target, timeouts)?.get(models.clone());
+    let whole = timeouts.connect.max(timeouts.first_byte);
+    let client = http_client::build(&tls_options(target), timeouts.connect, whole)?;
+    let mut request = client.get(models.clone());
     if let Some(key) = &target.api_key {
         request = request.bearer_auth(key);
     }
@@ -53,27 +56,4 @@ async fn ask(models: &Url, target: &TargetArgs, timeouts: &Timeouts) -> Result<S
         .and_then(Value::as_str)
         .map(str::to_owned)
         .context("the server lists no model")
-}
-
-fn client(target: &TargetArgs, timeouts: &Timeouts) -> Result<reqwest::Client> {
-    // Fails when a provider is already installed, which serves as well.
-    rustls::crypto::ring::default_provider()
-        .install_default()
-        .ok();
-    let mut builder = reqwest::Client::builder()
-        .connect_timeout(timeouts.connect)
-        .timeout(timeouts.connect.max(timeouts.first_byte))
-        .no_proxy()
-        // As the load itself does; and reqwest would carry an API key in a header
-        // of its own name to whatever host the redirect names.
-        .redirect(reqwest::redirect::Policy::none())
-        .tls_danger_accept_invalid_certs(target.insecure);
-    if let Some(path) = &target.cacert {
-        let pem = std::fs::read(path)
-            .with_context(|| format!("cannot read --cacert {}", path.display()))?;
-        for certificate in reqwest::Certificate::from_pem_bundle(&pem)? {
-            builder = builder.add_root_certificate(certificate);
-        }
-    }
-    Ok(builder.build()?)
 }

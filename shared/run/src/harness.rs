@@ -21,6 +21,7 @@ use crate::manifest::{Described, attempts_json, describe};
 use crate::output::{Outcome, failure_text};
 use crate::progress::Progress;
 use crate::requests;
+use crate::sampling::Sampling;
 use crate::server::Server;
 use crate::signals;
 
@@ -41,6 +42,8 @@ pub struct Harness<'a> {
     pub writer: WriterOptions,
     /// What is kept of prompts and answers; each recording has its own key.
     pub privacy: Privacy,
+    /// Recorded beside the client's own samples.
+    pub sampling: Sampling,
     /// No progress bar.
     pub quiet: bool,
 }
@@ -55,6 +58,7 @@ impl<'a> Harness<'a> {
         connection: &ConnectionArgs,
         output: &OutputArgs,
         seeded: Seeded<'_>,
+        sampling: Sampling,
     ) -> Result<Self> {
         raise_open_files_limit();
         let stop = Arc::new(Stop::default());
@@ -68,6 +72,7 @@ impl<'a> Harness<'a> {
             stop,
             writer: writer_options(output),
             privacy: requests::privacy(&output.privacy, seeded.tokenizer_path)?,
+            sampling,
             quiet: output.no_progress || output.json,
         })
     }
@@ -159,6 +164,7 @@ impl Harness<'_> {
             settings.insert("durability".into(), durability.into());
             settings.insert("attempts".into(), attempts_json(&self.attempts));
         }
+        self.sampling.describe(&mut manifest.settings);
         let scrubber = Scrubber::new(&run.privacy);
         let writer = Writer::create_scrubbed(dir, manifest, self.writer, scrubber)?;
         let result = run.drive(plan, &writer.sink(), arrivals);
@@ -203,6 +209,7 @@ impl Run<'_> {
     ) -> Result<()> {
         let telemetry = Telemetry::start(self.clock, Arc::clone(&self.gauges), sink.clone())
             .context("cannot start the telemetry thread")?;
+        let samplers = self.harness.sampling.start(self.clock, sink)?;
         let mut first_id = 0;
         if let Some(request) = &plan.probe {
             self.mark(sink, "phase_begin", &json!({"phase": "probe"}));
@@ -214,6 +221,7 @@ impl Run<'_> {
         spec.parallel = plan.parallel;
         let workers = self.warm_workers(&spec)?;
         self.mark(sink, "phase_begin", &json!({"phase": "measure"}));
+        telemetry.sample_now();
         let progress = Progress::start(Arc::clone(&self.gauges), plan.number, self.harness.quiet);
         let start_ns = self.clock.now_ns() + LEAD_NS;
         spec.start_ns = start_ns;
@@ -229,6 +237,7 @@ impl Run<'_> {
         drop(progress);
         self.mark(sink, "phase_end", &json!({"phase": "measure"}));
         telemetry.finish();
+        samplers.finish();
         sent?;
         Ok(())
     }

@@ -7,13 +7,17 @@
 pub mod args;
 mod discover;
 pub mod ending;
+pub mod gpu;
 pub mod harness;
+mod http_client;
 pub mod manifest;
 pub mod output;
 mod progress;
 #[cfg(feature = "report")]
 mod report;
 pub mod requests;
+pub mod sampling;
 pub mod secrets;
 pub mod server;
+pub mod server_metrics;
 pub mod signals;

@@ -106,21 +106,40 @@ pub fn finish(output: &OutputArgs, done: &[Outcome]) -> Result<Ending> {
     }
     if output.json {
         print_json(done);
-    } else if !output.no_report && !done.is_empty() {
-        print_report(&paths, output)?;
     }
-    Ok(verdict(done))
+    let judged = match done {
+        [] => Ending::Fine,
+        _ => report(&paths, output)?,
+    };
+    Ok(match fate(done) {
+        Ending::Fine => judged,
+        Ending::Finding => Ending::Finding,
+    })
 }
 
+/// Prints the report where it is wanted, and judges by it with `--strict`.
 #[cfg(feature = "report")]
-fn print_report(paths: &[PathBuf], output: &OutputArgs) -> Result<()> {
-    crate::report::print(paths, &output.slos)
+fn report(paths: &[PathBuf], output: &OutputArgs) -> Result<Ending> {
+    let wanted = !output.json && !output.no_report;
+    if !wanted && !output.strict {
+        return Ok(Ending::Fine);
+    }
+    let report = crate::report::of(paths, &output.slos)?;
+    if wanted {
+        crate::report::print(&report)?;
+    }
+    Ok(match output.strict {
+        true => crate::report::judge(&report),
+        false => Ending::Fine,
+    })
 }
 
 #[cfg(not(feature = "report"))]
-fn print_report(_paths: &[PathBuf], _output: &OutputArgs) -> Result<()> {
-    eprintln!("built without reports: use analyze report");
-    Ok(())
+fn report(_paths: &[PathBuf], output: &OutputArgs) -> Result<Ending> {
+    if !output.json && !output.no_report {
+        eprintln!("built without reports: use analyze report");
+    }
+    Ok(Ending::Fine)
 }
 
 /// Prints paths and counts as one JSON object on stdout.
@@ -145,7 +164,7 @@ pub fn print_counts(paths: &[&Path], requests: u64, failed: u64) {
 }
 
 /// A recording in which every request failed is a finding, and says why.
-fn verdict(done: &[Outcome]) -> Ending {
+fn fate(done: &[Outcome]) -> Ending {
     let mut ending = Ending::Fine;
     for outcome in done {
         if outcome.requests > 0 && outcome.failed == outcome.requests {

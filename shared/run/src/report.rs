@@ -4,13 +4,16 @@ use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use tapedeck_analyze::{Format, ReportOptions, Slo, report};
+use tapedeck_analyze::report::Verdict;
+use tapedeck_analyze::{Format, Report, ReportOptions, Slo, report};
 
-/// Prints the report of `paths` on stdout.
+use crate::ending::Ending;
+
+/// The report on `paths`.
 ///
 /// # Errors
 /// When a recording cannot be analyzed.
-pub(crate) fn print(paths: &[PathBuf], slos: &[Slo]) -> Result<()> {
+pub(crate) fn of(paths: &[PathBuf], slos: &[Slo]) -> Result<Report> {
     let options = ReportOptions {
         slos: slos.to_vec(),
         ..ReportOptions::default()
@@ -19,10 +22,30 @@ pub(crate) fn print(paths: &[PathBuf], slos: &[Slo]) -> Result<()> {
         .enable_all()
         .build()
         .context("cannot start a runtime")?;
-    let report = runtime.block_on(report(paths, &options))?;
+    Ok(runtime.block_on(report(paths, &options))?)
+}
+
+/// Prints a report on stdout.
+///
+/// # Errors
+/// When stdout cannot be written.
+pub(crate) fn print(report: &Report) -> Result<()> {
     match std::io::stdout().write_all(report.render(Format::Table).as_bytes()) {
         // A reader that has seen enough is no error.
         Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),
         result => result.context("cannot write the report"),
     }
+}
+
+/// An invalid recording is a finding, and says why.
+pub(crate) fn judge(report: &Report) -> Ending {
+    let mut ending = Ending::Fine;
+    for recording in &report.recordings {
+        if recording.verdict == Verdict::Invalid {
+            ending = Ending::Finding;
+            let (path, reason) = (recording.path.display(), &recording.verdict_reason);
+            eprintln!("invalid: {path}: {reason}");
+        }
+    }
+    ending
 }

@@ -63,7 +63,7 @@ const SECRET_FLAGS: &[&str] = &["--api-key"];
 /// Flags whose value is `name=secret`.
 const PAIR_FLAGS: &[&str] = &["--header", "--headers"];
 const ENDPOINT_FLAG: &str = "--endpoint";
-const URL_FLAGS: &[&str] = &["--url", "--base-url", "--upstream"];
+const URL_FLAGS: &[&str] = &["--url", "--base-url", "--upstream", "--server-metrics"];
 
 /// A command line with its secrets masked. Header values are always masked: a
 /// name does not tell whether its value is harmless.
@@ -153,9 +153,9 @@ mod tests {
     fn no_secret_survives_in_a_command_line() {
         let line = "record load --url http://me:pw1@h/p?api-key=pw2&x=1 --api-key pw3 \
             --api-key=pw4 --header Authorization=pw5 x-api-key=pw6 --headers=Cookie=pw7 \
-            --endpoint /v1?key=pw8 --base-url me:pw9@h:80 --model m";
+            --endpoint /v1?key=pw8 --base-url me:pw9@h:80 --server-metrics http://h/m?token=pw10 --model m";
         let masked = mask_command(line.split_whitespace().map(str::to_owned)).join(" ");
-        for i in 1..=9 {
+        for i in 1..=10 {
             assert!(!masked.contains(&format!("pw{i}")), "{masked}");
         }
         assert!(masked.contains("x=1") && masked.contains("--model m"));

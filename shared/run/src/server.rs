@@ -3,16 +3,19 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use http::header::{AUTHORIZATION, HeaderValue};
 use tapedeck_live::{Target, Timeouts};
 use tapedeck_simulator::{Running, SimConfig, Simulator};
 use tapedeck_wire::openai::Api;
 use url::Url;
 
-use crate::args::TargetArgs;
+use crate::args::{ServerMetricsArgs, TargetArgs};
 use crate::discover;
-use crate::requests::{endpoint, tls_options};
+use crate::requests::{endpoint, further_headers, tls_options};
+use crate::sampling::Sampling;
 use crate::secrets::mask_url;
+use crate::server_metrics;
 
 /// A resolved server. A simulator lives as long as this does.
 #[derive(Debug)]
@@ -71,6 +74,26 @@ impl Server {
     /// When the URL does not parse.
     pub fn url_for(&self, args: &TargetArgs, api: Api) -> Result<Url> {
         endpoint(&self.base, args, api)
+    }
+
+    /// What to sample beside a load on this server.
+    ///
+    /// # Errors
+    /// When a URL, a header or certificates cannot be used.
+    pub fn sampling(&self, metrics: &ServerMetricsArgs, args: &TargetArgs) -> Result<Sampling> {
+        let mut headers = further_headers(args)?;
+        if let Some(key) = &args.api_key {
+            let bearer = HeaderValue::from_str(&format!("Bearer {key}"));
+            let mut bearer = bearer.ok().context("--api-key cannot be sent")?;
+            bearer.set_sensitive(true);
+            headers.insert(AUTHORIZATION, bearer);
+        }
+        let target = server_metrics::Target {
+            url: &self.url,
+            tls: tls_options(args),
+            headers,
+        };
+        Sampling::resolve(metrics, &[target])
     }
 
     /// The first model that the server lists.

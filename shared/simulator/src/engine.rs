@@ -18,6 +18,7 @@ const TOKENS_PER_TURN: usize = 1024;
 /// the ones it has not sent, so a slow reader costs four bytes, not a buffer.
 #[derive(Debug, Default)]
 struct Progress {
+    arrived_ns: i64,
     tokens: Cell<u32>,
     done: Cell<bool>,
     waker: RefCell<Option<Waker>>,
@@ -29,6 +30,35 @@ pub(crate) struct Totals {
     pub(crate) prompt_tokens: Cell<u64>,
     pub(crate) output_tokens: Cell<u64>,
     pub(crate) refused_requests: Cell<u64>,
+    /// From arrival to first token, as the model has them: a queue counts, the
+    /// way to the client does not.
+    pub(crate) ttft: Histogram,
+}
+
+/// Upper bounds of [`Histogram`], s: vLLM's, as far as a minute.
+pub(crate) const TTFT_BOUNDS_S: [f64; 19] = [
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
+    20.0, 40.0, 60.0,
+];
+
+/// Durations as Prometheus counts them.
+#[derive(Debug, Default)]
+pub(crate) struct Histogram {
+    /// Durations in each bound and in none of those before it.
+    pub(crate) counts: [Cell<u64>; TTFT_BOUNDS_S.len()],
+    pub(crate) count: Cell<u64>,
+    pub(crate) sum_s: Cell<f64>,
+}
+
+impl Histogram {
+    fn observe(&self, duration_ns: i64) {
+        let duration_s = duration_ns as f64 / 1e9;
+        if let Some(at) = TTFT_BOUNDS_S.iter().position(|s| duration_s <= *s) {
+            add(&self.counts[at], 1);
+        }
+        add(&self.count, 1);
+        self.sum_s.set(self.sum_s.get() + duration_s);
+    }
 }
 
 /// The one engine of a server; it lives on the server's thread.
@@ -74,12 +104,16 @@ impl Engine {
         plan: Plan,
     ) -> Result<Ticket, QueueFull> {
         self.let_out();
-        let progress = Rc::new(Progress::default());
+        let arrived_ns = self.clock.now_ns();
+        let progress = Rc::new(Progress {
+            arrived_ns,
+            ..Progress::default()
+        });
         let handle = Rc::clone(&progress);
-        let arrived =
-            self.model
-                .borrow_mut()
-                .arrive(self.clock.now_ns(), prompt_tokens, plan, handle);
+        let arrived = self
+            .model
+            .borrow_mut()
+            .arrive(arrived_ns, prompt_tokens, plan, handle);
         if arrived.is_err() {
             add(&self.totals.refused_requests, 1);
         }
@@ -102,6 +136,9 @@ impl Engine {
     fn let_out(&self) {
         let mut emit = |progress: &Rc<Progress>, step: Step| {
             add(&self.totals.output_tokens, 1);
+            if step.tokens == 1 {
+                self.totals.ttft.observe(step.t_ns - progress.arrived_ns);
+            }
             progress.tokens.set(step.tokens);
             progress.done.set(step.last);
             if let Some(waker) = progress.waker.take() {

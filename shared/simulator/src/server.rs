@@ -23,7 +23,7 @@ use tokio::task::LocalSet;
 
 use crate::config::{ConfigError, SimConfig};
 use crate::connection::Connection;
-use crate::engine::{Engine, Ticket};
+use crate::engine::{Engine, Histogram, TTFT_BOUNDS_S, Ticket};
 use crate::model::{Ending, Plan};
 use crate::reply::{self, Reply};
 use crate::request::{ApiError, Ask, Endpoint};
@@ -319,8 +319,23 @@ impl Server {
         ] {
             text.push_str(&format!("# TYPE {name} {kind}\n{name} {value}\n"));
         }
+        text.push_str(&histogram("vllm:time_to_first_token_seconds", &totals.ttft));
         Bytes::from(text)
     }
+}
+
+fn histogram(name: &str, durations: &Histogram) -> String {
+    let mut text = format!("# TYPE {name} histogram\n");
+    let mut below = 0;
+    for (bound_s, count) in TTFT_BOUNDS_S.iter().zip(&durations.counts) {
+        below += count.get();
+        text.push_str(&format!("{name}_bucket{{le=\"{bound_s}\"}} {below}\n"));
+    }
+    let (count, sum_s) = (durations.count.get(), durations.sum_s.get());
+    text.push_str(&format!(
+        "{name}_bucket{{le=\"+Inf\"}} {count}\n{name}_sum {sum_s}\n{name}_count {count}\n"
+    ));
+    text
 }
 
 const JSON: &str = "application/json";

@@ -14,6 +14,7 @@
 pub mod decode;
 mod lenient;
 pub mod openai;
+pub mod prometheus;
 pub mod response;
 pub mod sse;
 mod text;

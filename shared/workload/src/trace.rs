@@ -181,6 +181,7 @@ pub fn read(spec: &TraceSpec) -> Result<Trace, TraceError> {
     };
     let mut reading = Reading::new(format, spec.skip_bad);
     for file in &files {
+        reading.begin_file();
         match format {
             Format::Azure => csv::azure(file, &mut reading)?,
             Format::BurstGpt => csv::burstgpt(file, &mut reading)?,

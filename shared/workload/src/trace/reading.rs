@@ -18,6 +18,8 @@ pub(super) struct Reading {
     pub(super) format: Format,
     skip_bad: bool,
     pub(super) rows: Vec<Row>,
+    /// Rows before each file.
+    files: Vec<usize>,
     /// As the trace itself says.
     pub(super) block_size: Option<u32>,
     blocks: HashMap<(u64, i64), i64>,
@@ -34,6 +36,7 @@ impl Reading {
             format,
             skip_bad,
             rows: Vec::new(),
+            files: Vec::new(),
             block_size: None,
             blocks: HashMap::new(),
             texts: HashMap::new(),
@@ -41,6 +44,11 @@ impl Reading {
             bad: 0,
             first_bad: None,
         }
+    }
+
+    /// What follows is of another file, with an order of its own.
+    pub(super) fn begin_file(&mut self) {
+        self.files.push(self.rows.len());
     }
 
     /// Gives `row` every line of `file` but blank ones, with its number from 1.
@@ -125,7 +133,7 @@ impl Reading {
                 None => TraceError::Empty(spec.path.clone()),
             });
         }
-        let (mut rows, out_of_order) = in_order(self.rows);
+        let (mut rows, out_of_order) = in_order(self.rows, &self.files);
         count_turns(&mut rows);
         Ok(Trace {
             path: spec.path.clone(),
@@ -158,11 +166,14 @@ pub(super) fn row_error(file: &Path, row: u64, problem: String) -> WorkloadError
 }
 
 /// Rows by arrival, equal instants as the file lists them; and how many came
-/// before one that is listed earlier.
-fn in_order(rows: Vec<Row>) -> (Vec<Row>, u64) {
+/// before one that is listed earlier in the same file.
+fn in_order(rows: Vec<Row>, files: &[usize]) -> (Vec<Row>, u64) {
     let mut latest = i64::MIN;
     let mut out_of_order = 0;
-    for row in &rows {
+    for (index, row) in rows.iter().enumerate() {
+        if files.binary_search(&index).is_ok() {
+            latest = i64::MIN;
+        }
         out_of_order += u64::from(row.t_ns < latest);
         latest = latest.max(row.t_ns);
     }
