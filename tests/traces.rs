@@ -72,7 +72,7 @@ fn every_format_is_told_by_its_looks_and_imported_whole() {
 fn an_import_keeps_ends_sessions_parents_and_blocks() {
     let dir = tempfile::tempdir().unwrap();
     let (said, recording) = import("weka", &dir.path().join("w"));
-    assert!(said.contains("would hit 40.0 % of 10 blocks"), "{said}");
+    assert!(said.contains("would hit 33.3 % of 9 blocks"), "{said}");
     let requests = measured(&recording);
     let session = |r: &RequestRow| r.session_id.as_deref().map(str::to_owned);
     let turns: Vec<_> = requests

@@ -67,41 +67,28 @@ fn table(
     let mut header: Option<Header> = None;
     let mut wrong_header = None;
     let format = reading.format.as_str();
-    reading
-        .lines(file, |reading, number, line| {
-            let cells = cells(line.trim_start_matches('\u{feff}'))?;
-            let Some(header) = &header else {
-                let read = Header(cells.iter().map(|c| c.trim().to_owned()).collect());
-                wrong_header = read.needed(columns).err();
-                header = Some(read);
-                return Ok(None);
-            };
-            if cells.len() != header.0.len() {
-                return Err(format!(
-                    "has {} fields, not {}",
-                    cells.len(),
-                    header.0.len()
-                ));
-            }
-            row(reading, number, header, &cells).map(Some)
-        })
-        // A table of something else: that is no matter of single rows.
-        .map_err(|error| (error, wrong_header.take()))
-        .or_else(|(error, wrong)| match wrong {
-            Some(problem) => Err(not_of_format(file, format, problem)),
-            None => Err(error),
-        })?;
+    let read = reading.lines(file, |reading, number, line| {
+        let cells = cells(line.trim_start_matches('\u{feff}'))?;
+        let Some(header) = &header else {
+            let names = Header(cells.iter().map(|c| c.trim().to_owned()).collect());
+            wrong_header = names.needed(columns).err();
+            header = Some(names);
+            return Ok(None);
+        };
+        if cells.len() != header.0.len() {
+            let (found, wanted) = (cells.len(), header.0.len());
+            return Err(format!("has {found} fields, not {wanted}"));
+        }
+        row(reading, number, header, &cells).map(Some)
+    });
+    // A table of something else is no matter of single rows.
     match wrong_header {
-        Some(problem) => Err(not_of_format(file, format, problem)),
-        None => Ok(()),
-    }
-}
-
-fn not_of_format(file: &Path, format: &'static str, problem: String) -> TraceError {
-    TraceError::NotOfFormat {
-        path: file.to_owned(),
-        format,
-        problem,
+        Some(problem) => Err(TraceError::NotOfFormat {
+            path: file.to_owned(),
+            format,
+            problem,
+        }),
+        None => read,
     }
 }
 

@@ -99,7 +99,7 @@ impl Reading {
             let id = *self.blocks.entry((scope, *id)).or_insert(next);
             match runs.last_mut() {
                 Some((start, len)) if *start + i64::from(*len) == id && *len < i32::MAX => {
-                    *len += 1
+                    *len += 1;
                 }
                 _ => runs.push((id, 1)),
             }
