@@ -1,5 +1,6 @@
 //! How wrong a recording is: recorded TTFT and ITL against the ledger of a server
-//! that stamps its own writes, kernel and process stamps side by side.
+//! that stamps its own writes, kernel and process stamps side by side, and next to
+//! them a bare socket reader that only stamps.
 //!
 //! `cargo bench -p tapedeck-live --bench accuracy [-- STREAMS…]`
 //!
@@ -13,36 +14,24 @@
     clippy::disallowed_methods,
     reason = "a benchmark stops at the first surprise"
 )]
+#![allow(unreachable_pub, dead_code, reason = "modules shared by benchmarks")]
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
-use std::sync::Arc;
-use std::time::Duration;
 
-use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, header};
-use nix::sched::{CpuSet, sched_setaffinity};
-use nix::unistd::Pid;
 use tapedeck_clock::RunClock;
-use tapedeck_live::{
-    Arrival, Gauges, PreparedRequest, RunSpec, Stop, Target, Timeouts, TlsOptions, run,
-};
-use tapedeck_recording::{
-    ChunkKind, ChunkRow, EventBatch, Manifest, Phase, Recording, SegmentLimits, Table, Writer,
-};
-use tapedeck_wire::openai::Api;
+use tapedeck_live::run;
+use tapedeck_recording::{ChunkKind, Manifest, Recording, SegmentLimits, Table, Writer};
 
 #[path = "../../../tests/support/mock_llm.rs"]
-#[allow(
-    dead_code,
-    unreachable_pub,
-    unused_imports,
-    reason = "shared with the tests"
-)]
+#[allow(unused_imports, reason = "shared with the tests")]
 mod mock_llm;
+mod support;
 
 use mock_llm::replies::Stream;
 use mock_llm::{MockLlm, Script, Served};
+use support::{arrival, body, pin, quantile, request, run_spec};
 
 const TOKENS: usize = 100;
 const TTFT_MS: i64 = 200;
@@ -58,180 +47,160 @@ fn main() {
         given
     };
     println!("errors in ms, p50 / p99; kernel = t_ns, process = t_seen_ns");
-    println!(
-        "| streams | requests | TTFT kernel | TTFT process | ITL kernel | ITL process | connections opened | chunks |"
-    );
-    println!("|--:|---|---|---|---|---|--:|--:|");
+    println!("| streams | requests | stamps | TTFT | ITL | connections opened | chunks |");
+    println!("|--:|---|---|---|---|--:|--:|");
     for streams in streams {
         measure(streams);
     }
 }
 
-fn pin(core: usize) {
-    let mut set = CpuSet::new();
-    set.set(core).unwrap();
-    // One core only: the figures then include the server's share of it.
-    sched_setaffinity(Pid::from_raw(0), &set).ok();
+/// What a client saw of one request, and when it sent it; absolute or of one clock.
+struct Seen {
+    number: i64,
+    t_sent_ns: i64,
+    /// Of its content chunks.
+    t_chunks_ns: Vec<i64>,
+    opened: bool,
 }
 
 fn measure(streams: usize) {
-    pin(0);
     let stream = Stream::chat(TOKENS, TTFT_MS, ITL_MS);
-    let mock = MockLlm::start(Script::always(stream.reply()));
-    pin(1);
+    let (truth, seen) = with_server(&stream, |mock| bare(mock, streams));
+    let bare = print(streams, "bare reader", &truth, &seen);
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("r");
-    record(&mock, streams, &out);
+    let (truth, ()) = with_server(&stream, |mock| record(mock, streams, &out));
     let recording = Recording::open(&out).unwrap();
-    let served: BTreeMap<i64, Served> = mock
-        .ledger()
-        .into_iter()
-        .map(|s| (number_of(&s.request.body), s))
-        .collect();
-    let mut events = recording.rows(Table::Requests).unwrap();
-    events.append(&mut recording.rows(Table::Chunks).unwrap());
-    let first_wave = streams as i64;
-    let waves = [
-        ("first wave", 0, first_wave),
-        ("after it", first_wave, i64::MAX),
-        ("all", 0, i64::MAX),
-    ];
-    for (name, from, to) in waves {
-        let errors = Errors::of(&events, &served, &stream, from..to);
+    let [kernel, process] = recorded(&recording);
+    let kernel = print(streams, "kernel", &truth, &kernel);
+    print(streams, "process", &truth, &process);
+    for (wave, kernel, bare) in [
+        ("first wave", kernel[0], bare[0]),
+        ("after it", kernel[1], bare[1]),
+    ] {
         println!(
-            "| {streams} | {name} | {} | {} | {} | {} | {} | {} |",
-            shown(&errors.ttft_kernel),
-            shown(&errors.ttft_process),
-            shown(&errors.itl_kernel),
-            shown(&errors.itl_process),
-            errors.opened,
-            errors.chunks,
+            "| {streams} | {wave} | kernel - bare, p99 | {:+.3} | | | |",
+            kernel - bare
         );
     }
 }
 
-fn number_of(body: &[u8]) -> i64 {
-    let body: serde_json::Value = serde_json::from_slice(body).unwrap();
+/// Instants of the writes of each request's content, by its number, the first being
+/// that of the request's last byte.
+type Truth = BTreeMap<i64, Vec<i64>>;
+
+/// Runs `client` against a server of its own on the other core.
+fn with_server<T>(stream: &Stream, client: impl FnOnce(&MockLlm) -> T) -> (Truth, T) {
+    pin(0);
+    let mock = MockLlm::start(Script::always(stream.reply()));
+    pin(1);
+    let seen = client(&mock);
+    let ledger = mock.ledger();
+    let truth = ledger.iter().map(|served| {
+        let mut instants = vec![served.request.t_read_ns];
+        instants
+            .extend((0..TOKENS).map(|i| served.write_of(stream.step_of(i)).unwrap().t_before_ns));
+        (number_of(served), instants)
+    });
+    (truth.collect(), seen)
+}
+
+fn number_of(served: &Served) -> i64 {
+    let body: serde_json::Value = serde_json::from_slice(&served.request.body).unwrap();
     body["user"].as_i64().unwrap()
 }
 
-fn request(mock: &MockLlm, number: usize) -> Arc<PreparedRequest> {
-    let body = format!(
-        r#"{{"model":"m","user":{number},"stream":true,"messages":[{{"role":"user","content":"x"}}]}}"#
-    );
-    let mut headers = HeaderMap::new();
-    let host = mock.addr().to_string();
-    headers.insert(header::HOST, HeaderValue::from_str(&host).unwrap());
-    Arc::new(PreparedRequest {
-        api: Api::OpenAiChat,
-        method: Method::POST,
-        uri: "/v1/chat/completions".parse().unwrap(),
-        url_path: "/v1/chat/completions".into(),
-        query: None,
-        headers,
-        recorded_headers: None,
-        body: Bytes::from(body),
-        body_hash: None,
-        model: Some("m".into()),
-        stream: true,
-        input_tokens: None,
-        input_tokens_source: None,
-        max_output_tokens: None,
-    })
+fn bare(mock: &MockLlm, streams: usize) -> Vec<Seen> {
+    let run = support::bare::run(mock.addr(), streams, streams * ROUNDS).unwrap();
+    let seen = run.answered.into_iter().map(|answered| Seen {
+        number: answered.number as i64,
+        t_sent_ns: answered.t_sent_ns,
+        // Behind the content come the events of its end.
+        t_chunks_ns: answered.t_events_ns[..TOKENS].to_vec(),
+        opened: answered.number < streams,
+    });
+    seen.collect()
 }
 
 fn record(mock: &MockLlm, streams: usize, out: &Path) {
     let clock = RunClock::start();
     let manifest = Manifest::new("accuracy", "accuracy benchmark", clock.origin_ns());
     let writer = Writer::create(out, manifest, SegmentLimits::default()).unwrap();
-    let url = mock.url().parse().unwrap();
-    let minute = Duration::from_secs(60);
-    let spec = RunSpec {
-        clock,
-        target: Target::resolve(&url, &TlsOptions::default()).unwrap(),
-        timeouts: Timeouts {
-            connect: minute,
-            first_byte: minute,
-            read: minute,
-            total: None,
-        },
-        policy: tapedeck_live::AttemptPolicy::default(),
-        workers: 1,
-        parallel: Some(streams),
-        start_ns: clock.now_ns() + 50_000_000,
-        until_ns: None,
-        first_request_id: 0,
-        first_conn_id: 0,
-        sink: writer.sink(),
-        privacy: tapedeck_recording::Privacy::full(),
-        stop: Arc::new(Stop::default()),
-        gauges: Arc::new(Gauges::default()),
-    };
-    let requests: Vec<_> = (0..streams * ROUNDS).map(|n| request(mock, n)).collect();
-    let arrivals = requests.into_iter().map(|request| Arrival {
-        request,
-        offset_ns: None,
-        phase: Phase::Measure,
-        session_id: None,
-        turn: None,
-        parent_request_id: None,
-        replay_of: None,
-    });
-    run(&spec, arrivals).unwrap();
+    let spec = run_spec(clock, mock.addr(), Some(streams), writer.sink());
+    let requests: Vec<_> = (0..streams * ROUNDS)
+        .map(|number| arrival(request(mock.addr(), body(number)), None))
+        .collect();
+    run(&spec, requests.into_iter()).unwrap();
     writer.finish().unwrap();
+}
+
+/// By the kernel's stamps and by the process's. The first arrivals of a closed loop
+/// are those that the numbers say.
+fn recorded(recording: &Recording) -> [Vec<Seen>; 2] {
+    let mut chunks: BTreeMap<i64, Vec<[i64; 2]>> = BTreeMap::new();
+    for chunk in recording.rows(Table::Chunks).unwrap().chunks.rows {
+        if chunk.kind == ChunkKind::Content {
+            let instants = [chunk.t_ns, chunk.t_seen_ns];
+            chunks.entry(chunk.request_id).or_default().push(instants);
+        }
+    }
+    let requests = recording.rows(Table::Requests).unwrap().requests;
+    [0, 1].map(|stamps| {
+        let first = requests.iter().filter(|r| r.attempt == 0);
+        let seen = first.map(|r| Seen {
+            number: r.request_id,
+            t_sent_ns: r.t_sent_ns.unwrap(),
+            t_chunks_ns: chunks[&r.request_id].iter().map(|t| t[stamps]).collect(),
+            opened: r.conn_reused == Some(false),
+        });
+        seen.collect()
+    })
+}
+
+/// Prints one row a wave; returns the p99 of their TTFT errors.
+fn print(streams: usize, stamps: &str, truth: &Truth, seen: &[Seen]) -> [f64; 2] {
+    let first_wave = streams as i64;
+    let waves = [
+        ("first wave", 0..first_wave),
+        ("after it", first_wave..i64::MAX),
+    ];
+    waves.map(|(name, wave)| {
+        let mut errors = Errors::of(truth, seen, &wave);
+        println!(
+            "| {streams} | {name} | {stamps} | {} | {} | {} | {} |",
+            shown(&mut errors.ttft),
+            shown(&mut errors.itl),
+            errors.opened,
+            errors.chunks,
+        );
+        quantile(&mut errors.ttft, 0.99)
+    })
 }
 
 #[derive(Default)]
 struct Errors {
-    ttft_kernel: Vec<f64>,
-    ttft_process: Vec<f64>,
-    itl_kernel: Vec<f64>,
-    itl_process: Vec<f64>,
+    ttft: Vec<f64>,
+    itl: Vec<f64>,
     opened: usize,
     chunks: usize,
 }
 
 impl Errors {
-    fn of(
-        events: &EventBatch,
-        served: &BTreeMap<i64, Served>,
-        stream: &Stream,
-        wave: std::ops::Range<i64>,
-    ) -> Self {
-        let mut content: BTreeMap<i64, Vec<&ChunkRow>> = BTreeMap::new();
-        let chunks = events.chunks.rows.iter();
-        for chunk in chunks.filter(|c| c.kind == ChunkKind::Content) {
-            content.entry(chunk.request_id).or_default().push(chunk);
-        }
+    fn of(truth: &Truth, seen: &[Seen], wave: &Range<i64>) -> Self {
         let mut errors = Self::default();
-        let requests = events.requests.iter().filter(|r| r.attempt == 0);
-        for request in requests.filter(|r| wave.contains(&r.request_id)) {
-            let served = &served[&number_of(request.body.as_ref().unwrap())];
-            let truth: Vec<i64> = (0..TOKENS)
-                .map(|i| served.write_of(stream.step_of(i)).unwrap().t_before_ns)
-                .collect();
-            let chunks = &content[&request.request_id];
-            assert_eq!(chunks.len(), TOKENS, "every chunk is recorded");
-            errors.opened += usize::from(request.conn_reused == Some(false));
-            errors.chunks += chunks.len();
-            let sent_ns = request.t_sent_ns.unwrap();
-            let true_ttft_ns = truth[0] - served.request.t_read_ns;
+        for seen in seen.iter().filter(|s| wave.contains(&s.number)) {
+            let truth = &truth[&seen.number];
+            assert_eq!(seen.t_chunks_ns.len(), TOKENS, "every chunk is recorded");
+            errors.opened += usize::from(seen.opened);
+            errors.chunks += TOKENS;
+            let true_ttft_ns = truth[1] - truth[0];
             errors
-                .ttft_kernel
-                .push(ms(chunks[0].t_ns - sent_ns - true_ttft_ns));
+                .ttft
+                .push(ms(seen.t_chunks_ns[0] - seen.t_sent_ns - true_ttft_ns));
+            let gaps = seen.t_chunks_ns.windows(2).zip(truth[1..].windows(2));
             errors
-                .ttft_process
-                .push(ms(chunks[0].t_seen_ns - sent_ns - true_ttft_ns));
-            for i in 1..TOKENS {
-                let true_gap_ns = truth[i] - truth[i - 1];
-                let (before, after) = (chunks[i - 1], chunks[i]);
-                errors
-                    .itl_kernel
-                    .push(ms(after.t_ns - before.t_ns - true_gap_ns));
-                errors
-                    .itl_process
-                    .push(ms(after.t_seen_ns - before.t_seen_ns - true_gap_ns));
-            }
+                .itl
+                .extend(gaps.map(|(seen, truth)| ms(seen[1] - seen[0] - (truth[1] - truth[0]))));
         }
         errors
     }
@@ -241,9 +210,10 @@ fn ms(ns: i64) -> f64 {
     (ns as f64 / 1e6).abs()
 }
 
-fn shown(errors: &[f64]) -> String {
-    let mut sorted = errors.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let at = |p: f64| sorted[((sorted.len() - 1) as f64 * p).round() as usize];
-    format!("{:.3} / {:.3}", at(0.5), at(0.99))
+fn shown(errors: &mut [f64]) -> String {
+    format!(
+        "{:.3} / {:.3}",
+        quantile(errors, 0.5),
+        quantile(errors, 0.99)
+    )
 }

@@ -9,21 +9,20 @@
     clippy::unwrap_used,
     reason = "a benchmark stops at the first surprise"
 )]
+#![allow(unreachable_pub, dead_code, reason = "modules shared by benchmarks")]
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
-use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, header};
 use tapedeck_clock::RunClock;
-use tapedeck_live::{
-    Arrival, Gauges, PreparedRequest, RunSpec, Stop, Target, Timeouts, TlsOptions, Workers,
-};
-use tapedeck_recording::{Manifest, Phase, Recording, RequestRow, SegmentLimits, Table, Writer};
+use tapedeck_live::Workers;
+use tapedeck_recording::{Manifest, Recording, RequestRow, SegmentLimits, Table, Writer};
 use tapedeck_simulator::{SimConfig, Simulator};
-use tapedeck_wire::openai::Api;
+
+mod support;
+
+use support::{arrival, body, request, run_spec};
 
 const SECONDS: usize = 10;
 /// Requests before this much of a run has passed are counted apart: they open the
@@ -108,31 +107,6 @@ fn shown(mut values: Vec<i64>) -> String {
     format!("{:.3} / {:.3} / {:.3}", at(0.5), at(0.99), at(1.0))
 }
 
-fn request(addr: SocketAddr) -> Arc<PreparedRequest> {
-    let mut headers = HeaderMap::new();
-    headers.insert(
-        header::HOST,
-        HeaderValue::from_str(&addr.to_string()).unwrap(),
-    );
-    let body = r#"{"model":"m","stream":true,"messages":[{"role":"user","content":"x"}]}"#;
-    Arc::new(PreparedRequest {
-        api: Api::OpenAiChat,
-        method: Method::POST,
-        uri: "/v1/chat/completions".parse().unwrap(),
-        url_path: "/v1/chat/completions".into(),
-        query: None,
-        headers,
-        recorded_headers: None,
-        body: Bytes::from_static(body.as_bytes()),
-        body_hash: None,
-        model: Some("m".into()),
-        stream: true,
-        input_tokens: None,
-        input_tokens_source: None,
-        max_output_tokens: None,
-    })
-}
-
 /// Gaps of one mean, between a third and five thirds of it, as a fixed sequence.
 fn offsets_ns(rate: usize) -> impl Iterator<Item = i64> {
     let mean_ns = 1_000_000_000 / rate as u64;
@@ -153,42 +127,12 @@ fn record(addr: SocketAddr, rate: usize, warm: usize, out: &Path) -> i64 {
     let clock = RunClock::start();
     let manifest = Manifest::new("dispatch", "dispatch benchmark", clock.origin_ns());
     let writer = Writer::create(out, manifest, SegmentLimits::default()).unwrap();
-    let url = format!("http://{addr}").parse().unwrap();
-    let minute = Duration::from_secs(60);
-    let start_ns = clock.now_ns() + 50_000_000;
-    let spec = RunSpec {
-        clock,
-        target: Target::resolve(&url, &TlsOptions::default()).unwrap(),
-        timeouts: Timeouts {
-            connect: minute,
-            first_byte: minute,
-            read: minute,
-            total: None,
-        },
-        policy: tapedeck_live::AttemptPolicy::default(),
-        workers: 1,
-        parallel: None,
-        start_ns,
-        until_ns: None,
-        first_request_id: 0,
-        first_conn_id: 0,
-        sink: writer.sink(),
-        privacy: tapedeck_recording::Privacy::full(),
-        stop: Arc::new(Stop::default()),
-        gauges: Arc::new(Gauges::default()),
-    };
-    let request = request(addr);
+    let spec = run_spec(clock, addr, None, writer.sink());
+    let start_ns = spec.start_ns;
+    let request = request(addr, body(0));
     let arrivals = offsets_ns(rate)
         .take(rate * SECONDS)
-        .map(|offset_ns| Arrival {
-            request: Arc::clone(&request),
-            offset_ns: Some(start_ns + offset_ns),
-            phase: Phase::Measure,
-            session_id: None,
-            turn: None,
-            parent_request_id: None,
-            replay_of: None,
-        });
+        .map(|offset_ns| arrival(Arc::clone(&request), Some(start_ns + offset_ns)));
     let workers = Workers::start(&spec, warm).unwrap();
     assert_eq!(workers.warm_connections(), warm);
     workers.run(&spec, arrivals).unwrap();

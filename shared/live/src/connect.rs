@@ -5,13 +5,14 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http_body::Body;
 use http_body_util::Full;
 use hyper::client::conn::http1;
+use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
@@ -39,6 +40,8 @@ pub struct Connection<B: Body + 'static = Full<Bytes>> {
     pub sender: http1::SendRequest<B>,
     pub driver: Driver<B>,
     pub tap: Rc<TapState>,
+    /// The driver's stream, for reading past it.
+    stream: Weak<RefCell<Stream>>,
     /// The driver has come to its end.
     ended: bool,
     /// When it was put aside, for [`Pool::evict`].
@@ -89,6 +92,21 @@ where
         poll(cx)
     }
 
+    /// Reads from the socket past hyper, which must have been kept from it by
+    /// [`TapState::hold_bodies`]. 0 bytes at the end of the stream.
+    pub(crate) fn poll_read(
+        &self,
+        cx: &mut Context<'_>,
+        buffer: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        let Some(stream) = self.stream.upgrade() else {
+            return Poll::Ready(Ok(0));
+        };
+        let mut read = ReadBuf::new(buffer);
+        let polled = Pin::new(&mut *stream.borrow_mut()).poll_read(cx, &mut read);
+        polled.map_ok(|()| read.filled().len())
+    }
+
     fn drive(&mut self, cx: &mut Context<'_>) {
         // A failed driver tells whoever waits for what it would have read.
         self.ended = self.ended || Pin::new(&mut self.driver).poll(cx).is_ready();
@@ -136,6 +154,11 @@ impl Connector {
         }
     }
 
+    /// Where reads of all connections of the worker go, one at a time.
+    pub(crate) fn buffer(&self) -> &RefCell<Vec<u8>> {
+        &self.buffer
+    }
+
     pub(crate) fn target(&self) -> &Target {
         &self.target
     }
@@ -179,6 +202,7 @@ impl Connector {
             }
         };
         let io = Gated::new(stream, Rc::clone(&tap), Rc::clone(&self.buffer));
+        let stream = io.stream();
         let (sender, driver) = self.http.handshake(io).await.map_err(io::Error::other)?;
         let conn_id = self.next_conn_id.get();
         self.next_conn_id.set(conn_id + self.conn_id_step);
@@ -187,6 +211,7 @@ impl Connector {
             sender,
             driver,
             tap,
+            stream,
             ended: false,
             idle_since_ns: 0,
         })

@@ -5,11 +5,11 @@ use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response, header};
+use http::{HeaderMap, Method, Request, Response, Version, header};
 use http_body::{Body, Frame};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -20,6 +20,7 @@ use tapedeck_recording::{
 use tapedeck_wire::response::{Chunk, End, ResponseEnd, ResponseReader, ResponseSpec};
 
 use crate::arrival::PreparedRequest;
+use crate::chunked::{Chunked, Fed};
 use crate::connect::{ConnectInstants, Connection};
 use crate::engine::Failure;
 use crate::headers::{recorded_headers, redirect_target};
@@ -197,6 +198,7 @@ impl<'a> Attempt<'a> {
     /// Writes the request on `connection` and reads its answer to the end.
     async fn converse(&self, mut connection: Connection, reused: bool) -> Ending {
         connection.tap.begin_attempt();
+        connection.tap.hold_bodies();
         self.enter(Stage::FirstByte);
         if let Some(CancelAfter::Time(after)) = self.cancel {
             let now_ns = self.worker.clock.now_ns();
@@ -239,10 +241,22 @@ impl<'a> Attempt<'a> {
             content_encoding: header_str(response.headers(), &header::CONTENT_ENCODING),
         });
         let delimited = is_delimited(response.headers());
+        let plain_chunks = self.row_is_recorded() && is_in_chunks(&self.request.method, &response);
         let mut body = response.into_body();
-        let end = self
-            .read_body(&mut connection, &mut body, &mut reader, &mut answer)
-            .await;
+        let ended = if plain_chunks {
+            self.read_chunked(&connection, &mut reader, &mut answer)
+                .await
+        } else {
+            connection.tap.give_back(&[]);
+            None
+        };
+        let end = match ended {
+            Some(end) => end,
+            None => {
+                self.read_body(&mut connection, &mut body, &mut reader, &mut answer)
+                    .await
+            }
+        };
         answer.t_end_ns = Some(match (&end, connection.tap.last_read()) {
             // What ended the body lay in the last read, unless only the end of
             // the connection tells: then nothing arrived but that.
@@ -258,6 +272,66 @@ impl<'a> Attempt<'a> {
         if clean && connection.sender.is_ready() {
             let now_ns = self.worker.clock.now_ns();
             self.worker.pool.put(connection, now_ns);
+        }
+    }
+
+    /// Reads a body in HTTP chunks past hyper. `None` where hyper is to go on.
+    async fn read_chunked(
+        &self,
+        connection: &Connection,
+        reader: &mut ResponseReader<ReadStamp>,
+        answer: &mut Answer,
+    ) -> Option<End> {
+        let mut chunked = Chunked::new();
+        let mut take = |bytes: &[u8]| {
+            let read = connection.tap.last_read()?;
+            answer.all_from_kernel &= read.from_kernel;
+            let fed = chunked.feed(bytes, &mut |data| {
+                reader.feed(read, data, &mut |chunk| self.record_chunk(&chunk));
+            });
+            let stage = if reader.done_seen() {
+                Stage::Drain
+            } else {
+                Stage::Read
+            };
+            self.enter_at(stage, read.t_seen_ns);
+            if self.has_enough() && !reader.done_seen() {
+                return Some(Some(self.killed(Kill::GivenUp)));
+            }
+            match fed {
+                Fed::All => return None,
+                Fed::Broken => return Some(Some(broken_chunk())),
+                Fed::Rest(at) => {
+                    let for_hyper = [chunked.unfinished(), &bytes[at..]].concat();
+                    connection.tap.give_back(&for_hyper);
+                }
+            }
+            Some(None)
+        };
+        if let Some(ended) = take(&connection.tap.take_held()) {
+            return ended;
+        }
+        let buffer = self.worker.connector.buffer();
+        let ended = self.watch.guard(poll_fn(|cx| {
+            let buffer = &mut *buffer.borrow_mut();
+            loop {
+                let ended = match ready!(connection.poll_read(cx, buffer)) {
+                    Ok(0) => {
+                        // hyper finds it again, and knows what it means.
+                        connection.tap.give_back(&[]);
+                        Some(None)
+                    }
+                    Ok(length) => take(&buffer[..length]),
+                    Err(e) => Some(Some(broken_read(&e))),
+                };
+                if let Some(ended) = ended {
+                    return Poll::Ready(ended);
+                }
+            }
+        }));
+        match ended.await {
+            Ok(ended) => ended,
+            Err(kill) => Some(self.killed(kill)),
         }
     }
 
@@ -356,6 +430,10 @@ impl<'a> Attempt<'a> {
     }
 
     fn enter(&self, stage: Stage) {
+        self.enter_at(stage, self.worker.clock.now_ns());
+    }
+
+    fn enter_at(&self, stage: Stage, now_ns: i64) {
         let timeouts = &self.worker.timeouts;
         let longest_ns = match stage {
             Stage::Connect => as_ns(timeouts.connect),
@@ -363,7 +441,6 @@ impl<'a> Attempt<'a> {
             Stage::Read => as_ns(timeouts.read),
             Stage::Drain => DRAIN_NS.min(as_ns(timeouts.read)),
         };
-        let now_ns = self.worker.clock.now_ns();
         self.watch.enter(stage, now_ns.saturating_add(longest_ns));
     }
 
@@ -395,6 +472,14 @@ impl<'a> Attempt<'a> {
             }
         };
         End::Timeout { error }
+    }
+
+    /// True once the request is written and its row is on its way.
+    fn row_is_recorded(&self) -> bool {
+        let row = self.row.take();
+        let recorded = row.is_none();
+        self.row.set(row);
+        recorded
     }
 
     fn update_row(&self, update: impl FnOnce(&mut RequestRow)) {
@@ -550,6 +635,32 @@ pub fn broken(error: &hyper::Error) -> End {
         source = cause.source();
     }
     End::Broken { error: text }
+}
+
+/// In the words that hyper has for it.
+fn broken_read(error: &std::io::Error) -> End {
+    End::Broken {
+        error: format!("error reading a body from connection: {error}"),
+    }
+}
+
+fn broken_chunk() -> End {
+    End::Broken {
+        error: "error reading a body from connection: an HTTP chunk is longer than its length"
+            .to_owned(),
+    }
+}
+
+/// Whether the body of an answer to `method` comes in HTTP chunks and nothing else
+/// is done to it.
+fn is_in_chunks(method: &Method, response: &Response<Incoming>) -> bool {
+    let has_body = !matches!(response.status().as_u16(), 100..=199 | 204 | 304)
+        && !matches!(*method, Method::HEAD | Method::CONNECT);
+    let mut codings = response.headers().get_all(header::TRANSFER_ENCODING).iter();
+    let chunked = codings
+        .next()
+        .is_some_and(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"));
+    has_body && response.version() == Version::HTTP_11 && chunked && codings.next().is_none()
 }
 
 /// A header's value where it is text.

@@ -7,8 +7,33 @@
 //! Workers are threads with a runtime, connections and a batch of rows of their
 //! own. A connection is polled by the task that uses it, so the last read and
 //! the body frame at hand belong together.
+//!
+//! # Why it is built like this
+//!
+//! `cargo bench -p tapedeck-live --bench capacity` holds what a recorded chunk costs
+//! against a bare socket reader; these decisions come from it and from callgrind
+//! under it (instructions a chunk, 16 KiB writes, before → after).
+//!
+//! - **One thread, one runtime, one task an exchange.** Nothing crosses threads
+//!   between a read and its row, so there is no lock and no wake-up on the way, and
+//!   the stamp of the last read needs no ticket. Work stealing would buy balance,
+//!   which slots that return to the worker of their idle connection give too.
+//! - **hyper for heads, our own eyes for bodies in HTTP chunks** ([`chunked`]). hyper
+//!   writes requests, reads heads, ends bodies and judges what is odd; data goes from
+//!   the read buffer to the framer where it lies. Worker: 4,444 → 1,956.
+//! - **One read buffer of 64 KiB a worker**, as large as one receive returns in a
+//!   burst; a short read ends the reading without a second system call, so a chunk
+//!   that comes alone costs one `recvmsg` and its share of an `epoll_wait`.
+//! - **Interpretation runs in the worker, after the stamp.** An envelope seen before
+//!   is compared, not parsed, which costs less than handing the bytes to somebody.
+//! - **Rows travel in batches of 256**, a mutex and a wake-up each, and the emptied
+//!   batches come back: they would be grown from nothing and their pages faulted in
+//!   again each time. Writer: 1,891 → 1,255.
+//! - **Most of the rest is Parquet's**: in the sealer prefix sharing, dictionaries
+//!   and bit packing come to 4,600, zstd to 100 of them.
 
 pub mod arrival;
+mod chunked;
 pub mod connect;
 pub mod engine;
 pub mod exchange;

@@ -6,7 +6,7 @@ use std::io::{self, IoSliceMut};
 use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd};
 use std::pin::Pin;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -70,6 +70,53 @@ pub struct TapState {
     /// session tickets and alerts are not.
     answered: Cell<bool>,
     gate: Cell<Gate>,
+    held: RefCell<Held>,
+}
+
+/// What of the reads hyper has not been given.
+#[derive(Debug, Default)]
+struct Held {
+    bytes: Vec<u8>,
+    /// hyper gets heads alone: the body is read past it.
+    heads_only: bool,
+    head: HeadEnd,
+}
+
+/// Follows the lines of a head up to its blank one.
+#[derive(Debug, Default)]
+struct HeadEnd {
+    /// Bytes of the line so far but a CR at its start.
+    line_bytes: usize,
+}
+
+impl HeadEnd {
+    /// Index behind the blank line, if it ends in `bytes`, which follow those of
+    /// the call before.
+    fn find(&mut self, bytes: &[u8]) -> Option<usize> {
+        let mut at = 0;
+        for line in bytes.split_inclusive(|b| *b == b'\n') {
+            at += line.len();
+            let text = line.strip_suffix(b"\n").unwrap_or(line);
+            self.line_bytes += text.iter().filter(|b| **b != b'\r').count();
+            if text.len() < line.len() && std::mem::take(&mut self.line_bytes) == 0 {
+                return Some(at);
+            }
+        }
+        None
+    }
+}
+
+impl Held {
+    /// Gives hyper what it may have of `bytes`, which are not empty; returns how many.
+    fn hand_out(&mut self, bytes: &[u8], out: &mut hyper::rt::ReadBufCursor<'_>) -> usize {
+        let bytes = &bytes[..bytes.len().min(out.remaining())];
+        let len = match self.heads_only {
+            true => self.head.find(bytes).unwrap_or(bytes.len()),
+            false => bytes.len(),
+        };
+        out.put_slice(&bytes[..len]);
+        len
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -92,6 +139,26 @@ impl TapState {
         self.write_pending.set(false);
         self.answered.set(false);
         self.gate.set(Gate::Open);
+    }
+
+    /// Keeps all but heads of answers from hyper, until [`Self::give_back`].
+    pub fn hold_bodies(&self) {
+        let mut held = self.held.borrow_mut();
+        held.heads_only = true;
+        held.head = HeadEnd::default();
+    }
+
+    /// The bytes that came with a head and are not of it.
+    #[must_use]
+    pub fn take_held(&self) -> Vec<u8> {
+        std::mem::take(&mut self.held.borrow_mut().bytes)
+    }
+
+    /// Lets hyper read `bytes`, then what else was held, then the socket.
+    pub fn give_back(&self, bytes: &[u8]) {
+        let mut held = self.held.borrow_mut();
+        held.heads_only = false;
+        held.bytes.splice(..0, bytes.iter().copied());
     }
 
     /// True once a byte of the answer has come.
@@ -438,7 +505,8 @@ pub const READ_BUFFER_BYTES: usize = 64 * 1024;
 /// the arrival of what came before it.
 #[derive(Debug)]
 pub struct Gated<S> {
-    stream: S,
+    /// Shared with who reads bodies past hyper, through a [`Weak`].
+    stream: Rc<RefCell<S>>,
     state: Rc<TapState>,
     buffer: Rc<RefCell<Vec<u8>>>,
 }
@@ -447,15 +515,22 @@ impl<S> Gated<S> {
     #[must_use]
     pub fn new(stream: S, state: Rc<TapState>, buffer: Rc<RefCell<Vec<u8>>>) -> Self {
         Self {
-            stream,
+            stream: Rc::new(RefCell::new(stream)),
             state,
             buffer,
         }
     }
 
-    /// The stream behind the gate.
-    pub fn into_inner(self) -> S {
-        self.stream
+    /// The stream behind the gate, for as long as the gate lives.
+    #[must_use]
+    pub fn stream(&self) -> Weak<RefCell<S>> {
+        Rc::downgrade(&self.stream)
+    }
+
+    /// The stream behind the gate; `None` while somebody reads it.
+    #[must_use]
+    pub fn into_inner(self) -> Option<S> {
+        Rc::into_inner(self.stream).map(RefCell::into_inner)
     }
 }
 
@@ -470,15 +545,30 @@ impl<S: AsyncRead + Unpin> hyper::rt::Read for Gated<S> {
             this.state.gate.set(Gate::Refused);
             return Poll::Pending;
         }
-        let mut buffer = this.buffer.borrow_mut();
-        let room = out.remaining().min(buffer.len());
-        let mut read = ReadBuf::new(&mut buffer[..room]);
-        ready!(Pin::new(&mut this.stream).poll_read(cx, &mut read))?;
-        this.state.gate.set(Gate::Used);
-        if !read.filled().is_empty() {
-            this.state.answered.set(true);
+        let held = &mut *this.state.held.borrow_mut();
+        if !held.bytes.is_empty() {
+            this.state.gate.set(Gate::Used);
+            let mut bytes = std::mem::take(&mut held.bytes);
+            let given = held.hand_out(&bytes, &mut out);
+            bytes.drain(..given);
+            held.bytes = bytes;
+            return Poll::Ready(Ok(()));
         }
-        out.put_slice(read.filled());
+        let mut buffer = this.buffer.borrow_mut();
+        let room = if held.heads_only {
+            buffer.len()
+        } else {
+            out.remaining().min(buffer.len())
+        };
+        let mut read = ReadBuf::new(&mut buffer[..room]);
+        ready!(Pin::new(&mut *this.stream.borrow_mut()).poll_read(cx, &mut read))?;
+        this.state.gate.set(Gate::Used);
+        let read = read.filled();
+        if !read.is_empty() {
+            this.state.answered.set(true);
+            let given = held.hand_out(read, &mut out);
+            held.bytes.extend_from_slice(&read[given..]);
+        }
         Poll::Ready(Ok(()))
     }
 }
@@ -489,7 +579,7 @@ impl<S: AsyncWrite + Unpin> hyper::rt::Write for Gated<S> {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write(cx, buf)
+        Pin::new(&mut *self.stream.borrow_mut()).poll_write(cx, buf)
     }
 
     fn poll_write_vectored(
@@ -497,18 +587,18 @@ impl<S: AsyncWrite + Unpin> hyper::rt::Write for Gated<S> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, bufs)
+        Pin::new(&mut *self.stream.borrow_mut()).poll_write_vectored(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        self.stream.borrow().is_write_vectored()
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+        Pin::new(&mut *self.stream.borrow_mut()).poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+        Pin::new(&mut *self.stream.borrow_mut()).poll_shutdown(cx)
     }
 }

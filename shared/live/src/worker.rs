@@ -11,8 +11,9 @@ use std::time::Duration;
 
 use tapedeck_clock::RunClock;
 use tapedeck_recording::{EventBatch, Privacy, Sink};
+use tokio::runtime::LocalOptions;
 use tokio::sync::mpsc;
-use tokio::task::{JoinError, LocalSet};
+use tokio::task::JoinError;
 
 use crate::arrival::Arrival;
 use crate::connect::{Connector, Pool};
@@ -147,7 +148,10 @@ impl Worker {
     }
 
     fn flush(&self) {
-        let mut batch = std::mem::take(&mut *self.batch.borrow_mut());
+        if self.batch.borrow().is_empty() {
+            return;
+        }
+        let mut batch = self.batch.replace(self.sink.spare());
         self.body_bytes.set(0);
         self.privacy.batch(&mut batch);
         // A writer that has stopped reports its own error; the engine sees
@@ -349,10 +353,9 @@ pub(crate) fn run_worker(
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
-        .build()?;
-    let local = LocalSet::new();
+        .build_local(LocalOptions::default())?;
     let worker = Worker::new(spec);
-    local.block_on(&runtime, async {
+    runtime.block_on(async {
         let ticker = tokio::task::spawn_local(tick(Rc::clone(&worker), Arc::clone(&spec.stop)));
         let opened = worker.warm_up(warm_up.connections).await;
         warm_up.opened.send(opened).ok();

@@ -79,11 +79,11 @@ impl Book {
 
     fn hand_over(&self, patience: Duration) {
         self.body_bytes.set(0);
-        let mut batch = self.batch.take();
-        let events = batch.len() as u64;
+        let events = self.batch.borrow().len() as u64;
         if events == 0 {
             return;
         }
+        let mut batch = self.batch.replace(self.recorder.sink.spare());
         batch.shift(-self.recorder.start_ns);
         let taken = self.recorder.sink.offer_within(batch, patience);
         self.losing.set(!taken);

@@ -42,7 +42,8 @@ pub(crate) async fn carry(
     .await
     .map_err(io::Error::other)?;
     let parts = driver.into_parts();
-    let mut server = parts.io.into_inner();
+    let server = parts.io.into_inner();
+    let mut server = server.ok_or(io::ErrorKind::BrokenPipe)?;
     server.write_all(&unread).await?;
     client.write_all(&parts.read_buf).await?;
     copy_bidirectional(&mut client, &mut server).await?;

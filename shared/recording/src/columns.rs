@@ -5,8 +5,9 @@ use std::sync::Arc;
 use arrow::array::{
     Array, ArrayRef, AsArray, BinaryArray, BinaryBuilder, BooleanArray, Float64Array, Int32Array,
     Int32Builder, Int64Array, Int64Builder, ListBuilder, MapArray, MapBuilder, MapFieldNames,
-    RecordBatch, StringArray, StringBuilder, StructBuilder,
+    RecordBatch, StringArray, StringBuilder, StructBuilder, new_null_array,
 };
+use arrow::buffer::{Buffer, OffsetBuffer};
 use arrow::datatypes::{DataType, Field, Float64Type, Int32Type, Int64Type};
 use arrow::error::ArrowError;
 use bytes::Bytes;
@@ -38,8 +39,11 @@ pub fn with_recording_id(
     recording_id: &str,
     batch: &RecordBatch,
 ) -> Result<RecordBatch, ArrowError> {
-    let ids = std::iter::repeat_n(recording_id, batch.num_rows());
-    let mut columns: Vec<ArrayRef> = vec![Arc::new(StringArray::from_iter_values(ids))];
+    let rows = batch.num_rows();
+    let offsets = OffsetBuffer::from_repeated_length(recording_id.len(), rows);
+    let ids = recording_id.as_bytes().repeat(rows);
+    let ids = StringArray::try_new(offsets, Buffer::from(ids), None)?;
+    let mut columns: Vec<ArrayRef> = vec![Arc::new(ids)];
     columns.extend_from_slice(batch.columns());
     RecordBatch::try_new(table.schema(), columns)
 }
@@ -49,7 +53,27 @@ fn i64s<T>(rows: &[T], get: impl Fn(&T) -> i64) -> ArrayRef {
 }
 
 fn opt_i64s<T>(rows: &[T], get: impl Fn(&T) -> Option<i64>) -> ArrayRef {
-    Arc::new(rows.iter().map(get).collect::<Int64Array>())
+    match filled(rows, |row| get(row).is_some()) {
+        Filled::All => i64s(rows, |row| get(row).unwrap_or_default()),
+        Filled::None => new_null_array(&DataType::Int64, rows.len()),
+        Filled::Some => Arc::new(rows.iter().map(get).collect::<Int64Array>()),
+    }
+}
+
+/// How many rows have a value in a column: nearly always all or none, and those
+/// arrays need no decision for each row.
+enum Filled {
+    All,
+    Some,
+    None,
+}
+
+fn filled<T>(rows: &[T], has_value: impl Fn(&T) -> bool) -> Filled {
+    match rows.iter().filter(|row| has_value(row)).count() {
+        0 => Filled::None,
+        count if count == rows.len() => Filled::All,
+        _ => Filled::Some,
+    }
 }
 
 fn i32s<T>(rows: &[T], get: impl Fn(&T) -> i32) -> ArrayRef {
@@ -57,7 +81,11 @@ fn i32s<T>(rows: &[T], get: impl Fn(&T) -> i32) -> ArrayRef {
 }
 
 fn opt_i32s<T>(rows: &[T], get: impl Fn(&T) -> Option<i32>) -> ArrayRef {
-    Arc::new(rows.iter().map(get).collect::<Int32Array>())
+    match filled(rows, |row| get(row).is_some()) {
+        Filled::All => i32s(rows, |row| get(row).unwrap_or_default()),
+        Filled::None => new_null_array(&DataType::Int32, rows.len()),
+        Filled::Some => Arc::new(rows.iter().map(get).collect::<Int32Array>()),
+    }
 }
 
 fn strs<'a, T>(rows: &'a [T], get: impl Fn(&'a T) -> &'a str) -> ArrayRef {
@@ -65,6 +93,9 @@ fn strs<'a, T>(rows: &'a [T], get: impl Fn(&'a T) -> &'a str) -> ArrayRef {
 }
 
 fn opt_strs<'a, T>(rows: &'a [T], get: impl Fn(&'a T) -> Option<&'a Arc<str>>) -> ArrayRef {
+    if rows.iter().all(|row| get(row).is_none()) {
+        return new_null_array(&DataType::Utf8, rows.len());
+    }
     Arc::new(
         rows.iter()
             .map(|row| get(row).map(AsRef::as_ref))
@@ -73,7 +104,8 @@ fn opt_strs<'a, T>(rows: &'a [T], get: impl Fn(&'a T) -> Option<&'a Arc<str>>) -
 }
 
 fn opt_bytes<'a, T>(rows: &'a [T], get: impl Fn(&'a T) -> Option<&'a [u8]>) -> ArrayRef {
-    let mut builder = BinaryBuilder::new();
+    let bytes = rows.iter().map(|row| get(row).map_or(0, <[u8]>::len)).sum();
+    let mut builder = BinaryBuilder::with_capacity(rows.len(), bytes);
     for row in rows {
         builder.append_option(get(row));
     }

@@ -207,6 +207,27 @@ impl EventBatch {
         self.len() == 0
     }
 
+    /// Removes all rows; the room of their vectors stays.
+    pub fn clear(&mut self) {
+        self.requests.clear();
+        self.chunks.rows.clear();
+        self.chunks.payloads.clear();
+        self.responses.clear();
+        self.samples.clear();
+        self.marks.clear();
+    }
+
+    /// Memory that an empty batch holds on to.
+    #[must_use]
+    pub fn spare_bytes(&self) -> usize {
+        self.chunks.payloads.capacity()
+            + self.chunks.rows.capacity() * size_of::<ChunkRow>()
+            + self.requests.capacity() * size_of::<RequestRow>()
+            + self.responses.capacity() * size_of::<ResponseRow>()
+            + self.samples.capacity() * size_of::<SampleRow>()
+            + self.marks.capacity() * size_of::<MarkRow>()
+    }
+
     /// Rough memory of the batch, for the bounds on queues and segments.
     #[must_use]
     pub fn size_bytes(&self) -> usize {

@@ -324,6 +324,10 @@ fn properties(table: Table, recording_id: &str) -> WriterProperties {
     let schema = table.schema();
     for field in schema.fields() {
         builder = encode_column(builder, field.name());
+        if has_idle_bounds(table, field.name()) {
+            let column = ColumnPath::from(field.name().as_str());
+            builder = builder.set_column_statistics_enabled(column, EnabledStatistics::None);
+        }
     }
     let sorting: Vec<SortingColumn> = table
         .sort_columns()
@@ -365,6 +369,24 @@ fn encode_column(builder: WriterPropertiesBuilder, name: &str) -> WriterProperti
     } else {
         builder
     }
+}
+
+/// Columns of `chunks` by which nobody can leave out a file: all files have the same
+/// few values, or instants that `t_ns` bounds as well. Their bounds would cost a
+/// comparison or two for each chunk.
+fn has_idle_bounds(table: Table, name: &str) -> bool {
+    let idle = [
+        "attempt",
+        "read_index",
+        "choice_index",
+        "t_seen_ns",
+        "t_forwarded_ns",
+        "kind",
+        "event",
+        "tokens",
+        "bytes",
+    ];
+    table == Table::Chunks && idle.contains(&name)
 }
 
 /// What the manifest says of a file, gathered batch by batch.

@@ -266,6 +266,8 @@ const COMMIT_EVERY: Duration = Duration::from_millis(100);
 /// Rows or bytes that are committed without waiting.
 const COMMIT_ROWS: usize = 4096;
 const COMMIT_BYTES: usize = 1 << 20;
+/// Room that is kept from one commit for the next.
+const KEPT_BYTES: usize = 4 * COMMIT_BYTES;
 
 fn in_ns(duration: Duration) -> i64 {
     monotonic_ns().saturating_add(i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX))
@@ -420,6 +422,7 @@ impl WriterState {
         self.notes.add(&batch);
         self.pending_bytes += batch.size_bytes();
         self.pending.append(&mut batch);
+        self.gauges.keep(batch);
     }
 
     fn commit_and_cut_if_due(&mut self) -> Result<(), Halt> {
@@ -481,7 +484,10 @@ impl WriterState {
                 });
             }
         }
-        self.pending = EventBatch::default();
+        self.pending.clear();
+        if self.pending.spare_bytes() > KEPT_BYTES {
+            self.pending = EventBatch::default();
+        }
         self.pending_bytes = 0;
         Ok(numbered)
     }
