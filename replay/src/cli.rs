@@ -107,8 +107,8 @@ pub struct SourceArgs {
 #[command(next_help_heading = "Trace")]
 pub struct TraceArgs {
     /// Format of the source: recording, azure, burstgpt, mooncake, bailian,
-    /// ragpulse, weka, vllm (timed_trace), evalscope (workload_trace), har or
-    /// goreplay. Default: what it looks like.
+    /// ragpulse, weka, vllm (timed_trace), evalscope (workload_trace), har,
+    /// goreplay or otel (GenAI spans). Default: what it looks like.
     #[arg(long, value_name = "FORMAT", value_parser = parse_from)]
     pub from: Option<From>,
     /// Leave out rows that cannot be read, and count them.

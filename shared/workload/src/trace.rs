@@ -10,6 +10,7 @@ mod guess;
 mod hashed;
 mod instants;
 mod lint;
+mod otel;
 mod reading;
 pub mod synthesis;
 mod weka;
@@ -42,6 +43,7 @@ word_enum! {
         EvalScope = "evalscope",
         Har = "har",
         GoReplay = "goreplay",
+        OTel = "otel",
     }
 }
 
@@ -193,6 +195,7 @@ pub fn read(spec: &TraceSpec) -> Result<Trace, TraceError> {
             Format::EvalScope => bodies::evalscope(file, &mut reading)?,
             Format::Har => bodies::har(file, &mut reading)?,
             Format::GoReplay => bodies::goreplay(file, &mut reading)?,
+            Format::OTel => otel::spans(file, &mut reading)?,
         }
     }
     let block_size = spec

@@ -56,6 +56,9 @@ fn of_object(fields: &Fields) -> Option<Format> {
     if has("requests") && has("block_size") {
         return Some(Format::Weka);
     }
+    if has("resourceSpans") {
+        return Some(Format::OTel);
+    }
     if has("body") && has("timestamp") {
         return Some(Format::EvalScope);
     }
@@ -126,6 +129,7 @@ mod tests {
             ),
             (r#"{"id":"x","block_size":64,"requests":["#, Format::Weka),
             (r#"{"timestamp":1,"body":{}}"#, Format::EvalScope),
+            (r#"{"resourceSpans":[]}"#, Format::OTel),
             ("{\n \"log\": {\n \"entries\": []", Format::Har),
             (
                 "1 a 2 0\nPOST / HTTP/1.1\r\n\r\n\n🐵🙈🙉\n",

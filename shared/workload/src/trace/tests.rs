@@ -299,6 +299,37 @@ fn bodies_are_taken_and_headers_are_not() {
     }
 }
 
+#[test]
+fn spans_of_models_are_requests_and_those_of_tools_are_not() {
+    let text =
+        |key: &str, value: &str| serde_json::json!({"key": key, "value": {"stringValue": value}});
+    let span = |operation: &str, start: &str, tokens: serde_json::Value| {
+        serde_json::json!({"startTimeUnixNano": start, "endTimeUnixNano": "1700000002000000007",
+            "attributes": [
+                text("gen_ai.operation.name", operation), text("gen_ai.request.model", "m"),
+                text("gen_ai.conversation.id", "c"),
+                {"key": "gen_ai.usage.input_tokens", "value": {"intValue": tokens}}]})
+    };
+    let spans = [
+        span("chat", "1700000001000000009", "12".into()),
+        span("execute_tool", "1700000000000000000", 1.into()),
+        span("chat", "1700000001000000007", 34.into()),
+    ];
+    let document = serde_json::json!({"resourceSpans": [{"scopeSpans": [{"spans": spans}]}]});
+    let trace = trace("o.jsonl", &format!("{document}\n"), false).unwrap();
+    assert_eq!(
+        (trace.format, trace.other, trace.out_of_order),
+        (Format::OTel, 1, 1)
+    );
+    assert_eq!(lengths(&trace), [(0, Some(34), None), (2, Some(12), None)]);
+    let first = &trace.rows[0];
+    assert_eq!(first.t_end_ns, Some(1_700_000_002_000_000_007));
+    assert_eq!(
+        (first.session.as_deref(), first.model.as_deref()),
+        (Some("c"), Some("m"))
+    );
+}
+
 fn shape(input_tokens: u32, block_runs: &[(i64, i32)]) -> Shape<'_> {
     Shape {
         input_tokens,
