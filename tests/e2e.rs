@@ -7,7 +7,9 @@
 mod attempts;
 mod awkward;
 mod crash;
+mod data_sets;
 mod derived;
+mod dialects;
 mod distribution;
 mod durability;
 mod explain;

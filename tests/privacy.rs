@@ -100,7 +100,11 @@ fn hashed_prompts_of_a_proxy_are_those_of_a_load() {
     let dir = tempfile::tempdir().unwrap();
     let tokenizer = letters(dir.path());
     let root = dir.path().join("recordings");
+    // Blocks are numbered in the order in which prompts reach the writer: several
+    // workers hand theirs over in any order.
     let flags = [
+        "--workers",
+        "1",
         "--content",
         "hashed",
         "--block-size",

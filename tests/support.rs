@@ -9,6 +9,8 @@
 // Paths are spelled out so that a benchmark may include this file by `#[path]`.
 #[path = "support/answers.rs"]
 pub mod answers;
+#[path = "support/dialects.rs"]
+pub mod dialects;
 #[path = "support/disk.rs"]
 pub mod disk;
 #[path = "support/mock_llm.rs"]

@@ -4,13 +4,15 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 use tapedeck_recording::Durability;
 use tapedeck_run::args::{
     BodyArgs, ConnectionArgs, OutputArgs, PrivacyArgs, ServerMetricsArgs, TargetArgs, parse_api,
     parse_durability, parse_duration, parse_pair, parse_share,
 };
-use tapedeck_wire::openai::Api;
+use tapedeck_wire::dialect::Api;
+
+use crate::workload::WorkloadArgs;
 
 /// Record LLM inference traffic: every request, every chunk with the instant it
 /// arrived, every response, as Parquet.
@@ -31,14 +33,17 @@ pub enum Command {
     Simulate(SimulateArgs),
     /// Make whole what a recorder that died left behind.
     Repair(RepairArgs),
+    /// List the APIs that are built in, or print one to start your own from.
+    Apis(ApisArgs),
 }
 
 #[derive(Debug, Clone, Args)]
 pub struct LoadArgs {
     #[command(flatten)]
     pub target: TargetArgs,
-    /// API that the server speaks: openai-chat or openai-completions.
-    #[arg(long, alias = "backend", default_value = "openai-chat", value_parser = parse_api, help_heading = "Target")]
+    /// API that the server speaks: a name that `record apis` lists, or the path of
+    /// your own dialect file.
+    #[arg(long, alias = "backend", value_name = "NAME|FILE.toml", default_value = "openai-chat", value_parser = parse_api, help_heading = "Target")]
     pub api: Api,
     #[command(flatten)]
     pub workload: WorkloadArgs,
@@ -52,112 +57,6 @@ pub struct LoadArgs {
     pub server_metrics: ServerMetricsArgs,
     #[command(flatten)]
     pub output: OutputArgs,
-}
-
-#[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Workload")]
-pub struct WorkloadArgs {
-    /// Data set to take prompts from.
-    #[arg(long, alias = "dataset-name", value_enum)]
-    pub dataset: Option<Dataset>,
-    /// File of the data set; gzip is recognised.
-    #[arg(long, value_name = "FILE")]
-    pub dataset_path: Option<PathBuf>,
-    /// One prompt for every request; @FILE reads it from a file.
-    #[arg(long, value_name = "TEXT|@FILE", conflicts_with = "dataset")]
-    pub prompt: Option<String>,
-    /// Column or field that holds the prompt (table, openqa). Default for openqa:
-    /// question.
-    #[arg(long, value_name = "NAME")]
-    pub prompt_column: Option<String>,
-    /// The model's tokenizer.json, or a folder that holds one. Counts the input
-    /// tokens of every request, without those of a chat template.
-    #[arg(long, alias = "tokenizer", value_name = "PATH")]
-    pub tokenizer_path: Option<PathBuf>,
-    /// Leave out records of the data set that cannot be used, and count them.
-    #[arg(long)]
-    pub skip_bad: bool,
-    /// Governs workload and schedule: equal seeds, equal requests.
-    #[arg(long, default_value_t = 0)]
-    pub seed: u64,
-    #[command(flatten)]
-    pub lengths: LengthArgs,
-    #[command(flatten)]
-    pub random: RandomArgs,
-}
-
-/// Limits are included.
-#[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Workload")]
-pub struct LengthArgs {
-    /// Leave out prompts of fewer characters.
-    #[arg(long, value_name = "N")]
-    pub min_prompt_chars: Option<u32>,
-    /// Leave out prompts of more characters.
-    #[arg(long, value_name = "N")]
-    pub max_prompt_chars: Option<u32>,
-    /// Leave out prompts of fewer tokens; needs --tokenizer-path.
-    #[arg(long, value_name = "N", requires = "tokenizer_path")]
-    pub min_prompt_tokens: Option<u32>,
-    /// Leave out prompts of more tokens; needs --tokenizer-path.
-    #[arg(long, value_name = "N", requires = "tokenizer_path")]
-    pub max_prompt_tokens: Option<u32>,
-}
-
-/// Longest random prompt, prefix or output, tokens.
-const MAX_RANDOM_TOKENS: i64 = 10_000_000;
-
-#[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Random prompts")]
-pub struct RandomArgs {
-    /// Tokens of a random prompt: exact, as --tokenizer-path counts.
-    #[arg(long, alias = "random-input-len", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=MAX_RANDOM_TOKENS))]
-    pub input_tokens: Option<u32>,
-    /// Output limit of a random prompt; add --ignore-eos to have it reached.
-    #[arg(long, alias = "random-output-len", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=MAX_RANDOM_TOKENS))]
-    pub output_tokens: Option<u32>,
-    /// Draw both lengths from [N*(1-R), N*(1+R)], evenly; 0 to below 1.
-    #[arg(long, alias = "range-ratio", value_name = "R", value_parser = parse_range_ratio)]
-    pub random_range_ratio: Option<f64>,
-    /// Tokens that all random prompts begin with, on top of --input-tokens.
-    #[arg(long, alias = "random-prefix-len", value_name = "N", value_parser = clap::value_parser!(u32).range(0..=MAX_RANDOM_TOKENS))]
-    pub prefix_length: Option<u32>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-#[value(rename_all = "snake_case")]
-pub enum Dataset {
-    /// Each line a prompt: text, a JSON array of messages, or a whole JSON body.
-    LineByLine,
-    /// ShareGPT conversations (JSON array or lines): a seeded sample of first
-    /// turns, the second turn's length as output limit, with the length filter of
-    /// Aphrodite's and vLLM's benchmarks. Without --tokenizer-path a token is
-    /// taken for 4 bytes of text.
-    #[value(name = "sharegpt", alias = "share_gpt")]
-    ShareGpt,
-    /// OpenQA: JSON records with the prompt in the field `question`, in the
-    /// file's order.
-    #[value(name = "openqa", alias = "open_qa")]
-    OpenQa,
-    /// JSON records (lines or array), CSV or Parquet with the prompt in
-    /// --prompt-column, in the file's order.
-    Table,
-    /// Random tokens, exact in number: --input-tokens, --tokenizer-path.
-    Random,
-}
-
-impl Dataset {
-    /// As typed, and as it stands in a manifest.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::LineByLine => "line_by_line",
-            Self::ShareGpt => "sharegpt",
-            Self::OpenQa => "openqa",
-            Self::Table => "table",
-            Self::Random => "random",
-        }
-    }
 }
 
 /// More requests in flight than one machine has ports for.
@@ -174,7 +73,7 @@ pub struct ShapeArgs {
     pub parallel: Vec<u32>,
     /// Requests to send; default: the data set's size (random: 1000), 100 for
     /// --prompt, no end with --duration. A smaller data set is sent again and
-    /// again.
+    /// again. With --num-turns, sessions to begin.
     #[arg(long, alias = "num-prompts", value_name = "N", num_args = 1.., value_parser = clap::value_parser!(u64).range(1..))]
     pub number: Vec<u64>,
     /// Arrivals per second, an open loop; -1 or inf sends all at once.
@@ -333,12 +232,14 @@ fn parse_limit(text: &str) -> Result<Limit, String> {
 #[command(next_help_heading = "What is recorded")]
 pub struct WhatArgs {
     /// Paths to record: a prefix, or with * a pattern of the whole path. Default:
-    /// */chat/completions and */completions. Other paths pass unrecorded. A request
-    /// header `x-tapedeck-record: off|hashed|lengths` keeps less of that request.
+    /// */chat/completions, */completions and those of --api. Other paths pass
+    /// unrecorded. A request header `x-tapedeck-record: off|hashed|lengths` keeps
+    /// less of that request.
     #[arg(long = "match", value_name = "PATH", num_args = 1..)]
     pub patterns: Vec<String>,
-    /// API of recorded paths that do not tell it by their end.
-    #[arg(long, default_value = "openai-chat", value_parser = parse_api)]
+    /// API of recorded paths that do not tell it by their end: a name that `record
+    /// apis` lists, or the path of your own dialect file.
+    #[arg(long, value_name = "NAME|FILE.toml", default_value = "openai-chat", value_parser = parse_api)]
     pub api: Api,
     /// Request header that names the session.
     #[arg(long, value_name = "NAME", default_value = "x-session-id")]
@@ -386,6 +287,12 @@ pub struct RepairArgs {
     pub recording: PathBuf,
 }
 
+#[derive(Debug, Clone, Args)]
+pub struct ApisArgs {
+    /// Print this one as the TOML file it is.
+    pub name: Option<String>,
+}
+
 /// `-1` and `inf` become infinity: all at once.
 fn parse_rate(text: &str) -> Result<f64, String> {
     let rate: f64 = text.parse().map_err(|_| "expected a number")?;
@@ -395,13 +302,6 @@ fn parse_rate(text: &str) -> Result<f64, String> {
         Ok(rate)
     } else {
         Err("expected a positive number, or -1 for all at once".to_owned())
-    }
-}
-
-fn parse_range_ratio(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(ratio) if (0.0..1.0).contains(&ratio) => Ok(ratio),
-        _ => Err("expected a number from 0 to below 1".to_owned()),
     }
 }
 
@@ -461,7 +361,7 @@ mod tests {
         let Command::Load(args) = cli.command else {
             unreachable!()
         };
-        let random = args.workload.random;
+        let random = args.workload.made;
         assert_eq!(random.input_tokens, Some(3));
         assert_eq!(random.output_tokens, Some(4));
         assert_eq!(random.random_range_ratio, Some(0.5));

@@ -1,7 +1,10 @@
-//! The recorder: `record load`, `record proxy`, `record simulate` and `record repair`.
+//! The recorder: `record load`, `record proxy`, `record simulate`, `record repair`
+//! and `record apis`.
 //!
-//! [`cli`] is what the user typed, [`config`] what it means, [`load`] the run.
+//! [`cli`] and [`workload`] are what the user typed, [`config`] and [`source`] what
+//! it means, [`load`] the run.
 
+mod apis;
 pub mod cli;
 pub mod config;
 pub mod load;
@@ -10,7 +13,9 @@ mod repair;
 mod retention;
 mod rotation;
 mod simulate;
+pub mod source;
 mod upstreams;
+pub mod workload;
 
 use std::process::ExitCode;
 
@@ -26,6 +31,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Proxy(args) => proxy::run(&args),
         Command::Simulate(args) => simulate::run(&args).map(|()| Ending::Fine),
         Command::Repair(args) => repair::run(&args).map(|()| Ending::Fine),
+        Command::Apis(args) => apis::run(&args),
     };
     exit_code(result)
 }

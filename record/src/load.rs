@@ -5,21 +5,26 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Result;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use tapedeck_live::{Arrival, PreparedRequest, StopLevel};
-use tapedeck_recording::Phase;
 use tapedeck_recording::manifest::Workload;
+use tapedeck_recording::{Phase, body_hash};
+use tapedeck_run::dialogue::Sessions;
 use tapedeck_run::ending::Ending;
 use tapedeck_run::harness::{Harness, Plan, Seeded};
 use tapedeck_run::manifest::{Described, timeouts_json};
 use tapedeck_run::output::{self, Outcome, content_hash};
-use tapedeck_run::requests::{RequestBuilder, body_json, body_options, timeouts};
+use tapedeck_run::requests::{RequestBuilder, body_json, body_options, check_places, timeouts};
+use tapedeck_run::secrets::recorded_dialect;
 use tapedeck_run::server::Server;
-use tapedeck_workload::BodyOptions;
+use tapedeck_wire::dialect::Placeholder;
 use tapedeck_workload::dataset::{self, CountedBy};
+use tapedeck_workload::dialogue::{Replies, turns_text};
+use tapedeck_workload::{BodyOptions, Prompt};
 
 use crate::cli::LoadArgs;
-use crate::config::{self, Level, Source};
+use crate::config::{self, Level};
+use crate::source::{self, Source, dataset_json};
 
 /// Name of a recording that was given none.
 const COMMAND: &str = "load";
@@ -33,16 +38,19 @@ pub fn run(args: &LoadArgs) -> Result<Ending> {
         // A large data set takes a core many seconds.
         eprintln!("counting tokens with {}", tokenizer.display());
     }
-    let source = config::source(args)?;
+    check_places(args.api, &body_options(&args.body, None)?)?;
+    let source = source::source(args)?;
     tell(&source);
     let levels = config::levels(&args.shape, source.default_number)?;
     let root = output::root(&args.output, COMMAND)?;
     let server = Server::reach(&args.target, args.api)?;
+    let (requests, sessions) = requests(args, &source, &server)?;
     let load = Load {
         args,
         source: &source,
         options: body_options(&args.body, args.target.model.clone())?,
-        requests: requests(args, &source, &server)?,
+        requests,
+        sessions: Arc::new(sessions),
     };
     let seeded = Seeded {
         seed: args.workload.seed,
@@ -78,8 +86,8 @@ fn finish(args: &LoadArgs, mut done: Vec<Outcome>) -> Result<Ending> {
 /// What to know about the prompts before they are sent.
 fn tell(source: &Source) {
     let loaded = &source.loaded;
-    if let (Some(lost), Some(path)) = (&loaded.lost, source.spec.source.path()) {
-        eprintln!("warning: {}: {lost}; the rest is lost", path.display());
+    if let (Some(lost), Some(origin)) = (&loaded.lost, &source.origin) {
+        eprintln!("warning: {origin}: {lost}; the rest is lost");
     }
     if loaded.counted_by == CountedBy::Estimate {
         eprintln!(
@@ -122,71 +130,50 @@ fn requests(
     args: &LoadArgs,
     source: &Source,
     server: &Server,
-) -> Result<Vec<Arc<PreparedRequest>>> {
+) -> Result<(Vec<Arc<PreparedRequest>>, Sessions)> {
     let builder = RequestBuilder::new(&server.url, &server.target.host, &args.target, args.api)?;
     let prompts = &source.loaded.prompts;
-    let options = body_options(&args.body, args.target.model.clone())?;
+    let mut options = body_options(&args.body, args.target.model.clone())?;
     let mut requests: Vec<PreparedRequest> = prompts
         .iter()
         .map(|prompt| builder.request(prompt, &options))
         .collect();
-    if requests.iter().any(|r| r.model.is_none()) {
-        let found = server.first_model(&args.target, &timeouts(&args.connection))?;
-        let options = body_options(&args.body, Some(found))?;
+    let body = &args.api.dialect().request.body;
+    let names_model = body.place_of(Placeholder::Model).is_some();
+    if names_model && requests.iter().any(|r| r.model.is_none()) {
+        let timeouts = timeouts(&args.connection);
+        let found = server.first_model(&args.target, args.api, &timeouts)?;
+        options = body_options(&args.body, Some(found))?;
         for (request, prompt) in requests.iter_mut().zip(prompts) {
             if request.model.is_none() {
                 *request = builder.request(prompt, &options);
             }
         }
     }
-    Ok(requests.into_iter().map(Arc::new).collect())
+    let sessions = &args.workload.sessions;
+    let sessions = Sessions {
+        builder,
+        // Bodies of a data set keep the model that they name.
+        options,
+        replies: sessions.multi_turn_replies.into(),
+        think: sessions.think_time,
+        seed: args.workload.seed,
+    };
+    Ok((requests.into_iter().map(Arc::new).collect(), sessions))
 }
 
-/// What the settings say about the data set.
-fn dataset_json(source: &Source) -> Value {
-    let loaded = &source.loaded;
-    let left_out = loaded.left_out.iter();
-    let left_out: Map<String, Value> = left_out
-        .map(|(reason, n)| (reason.as_str().to_owned(), json!(n)))
-        .collect();
-    let (counted_by, tokenizer) = match &loaded.counted_by {
-        CountedBy::Nobody => (None, None),
-        CountedBy::Estimate => (Some("estimate"), None),
-        CountedBy::Tokenizer { path, content_hash } => (
-            Some("tokenizer"),
-            Some(json!({"path": path, "content_hash": content_hash})),
-        ),
-    };
-    let lengths = &source.spec.lengths;
-    let random = match &source.spec.source {
-        dataset::Source::Random(random) => json!({
-            "input_tokens": random.input_tokens,
-            "output_tokens": random.output_tokens,
-            "range_ratio": random.range_ratio,
-            "prefix_tokens": random.prefix_tokens,
-        }),
-        _ => Value::Null,
-    };
-    let column = match &source.spec.source {
-        dataset::Source::Column { column, .. } => Some(column),
-        _ => None,
-    };
-    json!({
-        "source_hash": loaded.source_hash,
-        "records": loaded.records,
-        "prompts": loaded.prompts.len(),
-        "left_out": left_out,
-        "unused": loaded.unused,
-        "lost": loaded.lost,
-        "tokens_counted_by": counted_by,
-        "tokenizer": tokenizer,
-        "prompt_column": column,
-        "min_prompt_chars": lengths.min_chars,
-        "max_prompt_chars": lengths.max_chars,
-        "min_prompt_tokens": lengths.min_tokens,
-        "max_prompt_tokens": lengths.max_tokens,
-        "random": random,
-    })
+/// Identity of what is sent: the bodies, and what later turns add to them.
+fn workload_hash(
+    requests: &[Arc<PreparedRequest>],
+    prompts: &[Prompt],
+    replies: Replies,
+) -> String {
+    let own = content_hash(requests);
+    let turns: String = prompts.iter().map(turns_text).collect();
+    if turns.is_empty() {
+        return own;
+    }
+    body_hash(format!("{own} {} {turns}", replies.as_str()).as_bytes())
 }
 
 /// What all levels of a load share.
@@ -195,6 +182,7 @@ struct Load<'a> {
     source: &'a Source,
     options: BodyOptions,
     requests: Vec<Arc<PreparedRequest>>,
+    sessions: Arc<Sessions>,
 }
 
 impl Load<'_> {
@@ -208,16 +196,30 @@ impl Load<'_> {
                 settings: self.settings(level, harness),
                 workload: Workload {
                     kind: self.source.kind.to_owned(),
-                    path: (self.source.spec.source.path()).map(|p| p.display().to_string()),
-                    content_hash: Some(content_hash(&self.requests)),
+                    path: self.source.origin.clone(),
+                    content_hash: Some(workload_hash(
+                        &self.requests,
+                        &self.source.loaded.prompts,
+                        self.sessions.replies,
+                    )),
                     seed: self.args.workload.seed,
                 },
             },
             probe: probe.then(|| Arc::clone(&self.requests[0])),
             parallel: level.parallel,
             duration: self.args.shape.duration,
-            number: level.number,
+            number: level.number.map(|n| self.turns_of(n)),
         }
+    }
+
+    /// Requests of the first `number` arrivals, when no session ends early.
+    fn turns_of(&self, number: u64) -> u64 {
+        let prompts = &self.source.loaded.prompts;
+        let count = prompts.len() as u64;
+        let turns = |prompts: &[Prompt]| prompts.iter().map(|p| 1 + p.turns.len() as u64).sum();
+        let whole: u64 = turns(prompts);
+        let rest: u64 = turns(&prompts[..(number % count) as usize]);
+        whole.saturating_mul(number / count).saturating_add(rest)
     }
 
     /// Labels of the user's, and which repetition it is unless they say so.
@@ -237,15 +239,34 @@ impl Load<'_> {
             .map(|process| process.offsets_ns(self.args.workload.seed));
         let number = level.number.unwrap_or(u64::MAX);
         let count = self.requests.len() as u64;
-        (0..number).map(move |index| Arrival {
-            request: Arc::clone(&self.requests[(index % count) as usize]),
-            offset_ns: offsets.as_mut().and_then(Iterator::next),
-            phase: Phase::Measure,
-            session_id: None,
-            turn: None,
-            parent_request_id: None,
-            replay_of: None,
+        (0..number).map(move |index| {
+            let place = (index % count) as usize;
+            let prompt = &self.source.loaded.prompts[place];
+            let conversation = self.sessions.begin(prompt, index);
+            Arrival {
+                request: Arc::clone(&self.requests[place]),
+                offset_ns: offsets.as_mut().and_then(Iterator::next),
+                phase: Phase::Measure,
+                session_id: self.session_id(prompt, index, index / count),
+                turn: (self.args.workload.sessions.num_turns > 1).then_some(0),
+                parent_request_id: None,
+                replay_of: None,
+                conversation,
+            }
         })
+    }
+
+    /// As the data set names it, with the round behind it when it is sent again;
+    /// else by its number. Lone requests of no session have none.
+    fn session_id(&self, prompt: &Prompt, index: u64, round: u64) -> Option<Arc<str>> {
+        match &prompt.session_id {
+            Some(id) if round == 0 => Some(id.as_str().into()),
+            Some(id) => Some(format!("{id}#{round}").into()),
+            None if self.args.workload.sessions.num_turns > 1 => {
+                Some(format!("session-{index}").into())
+            }
+            None => None,
+        }
     }
 
     fn settings(&self, level: &Level, harness: &Harness<'_>) -> Value {
@@ -253,6 +274,7 @@ impl Load<'_> {
         let burstiness = level.burstiness;
         json!({
             "api": self.args.api.as_str(),
+            "dialect": recorded_dialect(self.args.api),
             "url_path": &*self.requests[0].url_path,
             "model": self.requests[0].model.as_deref(),
             "body": body_json(&self.options),
@@ -273,7 +295,7 @@ impl Load<'_> {
             "simulator": harness.server.simulator_settings,
             "repeat": level.repeat,
             "repeats": self.args.shape.repeat,
-            "dataset": dataset_json(self.source),
+            "dataset": dataset_json(self.source, &self.args.workload),
         })
     }
 }

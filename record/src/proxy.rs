@@ -21,7 +21,7 @@ use tapedeck_run::manifest::Described;
 use tapedeck_run::output;
 use tapedeck_run::requests::privacy;
 use tapedeck_run::sampling::Sampling;
-use tapedeck_run::secrets::mask_query;
+use tapedeck_run::secrets::{mask_query, recorded_dialect};
 use tapedeck_run::server_metrics;
 use tapedeck_run::signals;
 
@@ -188,7 +188,7 @@ fn rules(args: &ProxyArgs) -> Result<Rules> {
     }
     Ok(Rules {
         patterns: match what.patterns.is_empty() {
-            true => Rules::default_patterns(),
+            true => Rules::default_patterns(what.api),
             false => what.patterns.iter().map(|p| Pattern::new(p)).collect(),
         },
         default_api: what.api,
@@ -251,7 +251,12 @@ fn described(args: &ProxyArgs, settings: &Settings, sampling: &Sampling) -> Desc
 fn settings_json(args: &ProxyArgs, settings: &Settings) -> Value {
     let what = &args.what;
     let patterns = match what.patterns.is_empty() {
-        true => json!(["*/chat/completions", "*/completions"]),
+        true => json!(
+            Rules::default_patterns(what.api)
+                .iter()
+                .map(Pattern::as_str)
+                .collect::<Vec<_>>()
+        ),
         false => json!(what.patterns),
     };
     json!({
@@ -260,6 +265,7 @@ fn settings_json(args: &ProxyArgs, settings: &Settings) -> Value {
         "upstreams": upstreams::to_json(&settings.upstreams),
         "match": patterns,
         "api": what.api.as_str(),
+        "dialect": recorded_dialect(what.api),
         "session_header": what.session_header,
         "session_field": what.session_field,
         "sample": what.sample,

@@ -1,5 +1,6 @@
 //! What is sent: the recorded body, or a prompt of the recorded shape.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
@@ -8,11 +9,13 @@ use bytes::Bytes;
 use serde_json::{Map, Value, json};
 use tapedeck_live::PreparedRequest;
 use tapedeck_recording::RequestRow;
+use tapedeck_run::args::TargetArgs;
 use tapedeck_run::requests::{RequestBuilder, timeouts};
 use tapedeck_run::server::Server;
-use tapedeck_wire::openai::Api;
+use tapedeck_wire::dialect::{Api, Dialect, Placeholder};
 use tapedeck_workload::trace::synthesis::{Shape, Synthesis};
 use tapedeck_workload::{BodyOptions, Item, Prompt};
+use url::Url;
 
 use crate::cli::{Pin, RunArgs};
 use crate::import::COUNTED_BY_TRACE;
@@ -41,7 +44,8 @@ const CONSTRAINTS: [&str; 9] = [
 /// Makes the requests of a plan for one server.
 #[derive(Debug)]
 pub struct Maker {
-    builders: BTreeMap<&'static str, RequestBuilder>,
+    /// By API and original path, which may name the model.
+    builders: BTreeMap<(Arc<str>, Arc<str>), (Api, RequestBuilder)>,
     model: Option<String>,
     /// Asked for where the source has no bodies.
     made_model: Option<String>,
@@ -57,14 +61,16 @@ impl Maker {
     /// When an API of the plan cannot be replayed, the tokenizer cannot be read,
     /// or the server names no model.
     pub fn new(plan: &Plan, server: &Server, args: &RunArgs) -> Result<Self> {
+        let apis = apis(plan)?;
         let mut builders = BTreeMap::new();
         for planned in &plan.requests {
-            let api = api(&planned.original)?;
-            if !builders.contains_key(api.as_str()) {
-                let url = server.url_for(&args.target, api)?;
-                let host = &server.target.host;
-                let builder = RequestBuilder::new(&url, host, &args.target, api)?;
-                builders.insert(api.as_str(), builder);
+            let original = &planned.original;
+            if let Entry::Vacant(place) = builders.entry(way(original)) {
+                let api = apis[&*original.api];
+                let target = aimed(&args.target, original, api);
+                let url = server.url_for(&target, api)?;
+                let builder = RequestBuilder::new(&url, &server.target.host, &target, api)?;
+                place.insert((api, builder));
             }
         }
         let mut maker = Self {
@@ -85,7 +91,10 @@ impl Maker {
     fn prepare_synthesis(&mut self, plan: &Plan, server: &Server, args: &RunArgs) -> Result<()> {
         self.made_model = Some(match &self.model {
             Some(model) => model.clone(),
-            None => server.first_model(&args.target, &timeouts(&args.connection))?,
+            None => {
+                let api = apis(plan)?[&*plan.requests[0].original.api];
+                server.first_model(&args.target, api, &timeouts(&args.connection))?
+            }
         });
         let path = args.synthesis.tokenizer_path.as_deref();
         let mut synthesis = Synthesis::new(path, args.source.from.seed)?;
@@ -165,7 +174,7 @@ impl Maker {
         for planned in &plan.requests {
             let original = &planned.original;
             let pinned = planned.output_tokens.filter(|_| self.pin() != Pin::Off);
-            let key = (Arc::clone(&original.api), original.body.clone(), pinned);
+            let key = (way(original), original.body.clone(), pinned);
             if let Some(request) = built.get(&key) {
                 requests.push(Arc::clone(request));
                 continue;
@@ -177,46 +186,36 @@ impl Maker {
         Ok(requests)
     }
 
-    fn builder(&self, original: &RequestRow) -> Result<&RequestBuilder> {
-        let api = api(original)?;
+    fn builder(&self, original: &RequestRow) -> Result<&(Api, RequestBuilder)> {
         self.builders
-            .get(api.as_str())
-            .with_context(|| format!("no endpoint for {}", api.as_str()))
+            .get(&way(original))
+            .with_context(|| format!("no endpoint for {}", original.url_path))
     }
 
     /// The original body byte for byte, unless another model or a pinned output is
     /// asked for.
     fn recorded(&self, planned: &Planned, body: &Bytes) -> Result<PreparedRequest> {
         let original = &planned.original;
-        let builder = self.builder(original)?;
+        let (api, builder) = self.builder(original)?;
+        let (body, model) = match &self.model {
+            None => (body.clone(), original.model.as_deref().map(str::to_owned)),
+            Some(model) => (
+                with_model(*api, original, body, model)?,
+                Some(model.clone()),
+            ),
+        };
         let pin = self.pin.unwrap_or(Pin::Off);
-        let length = planned.output_tokens.filter(|_| pin != Pin::Off);
-        if self.model.is_none() && length.is_none() {
-            let model = original.model.as_deref().map(str::to_owned);
-            let limit = original.max_output_tokens;
-            return Ok(builder.prepared(body.clone(), model, original.stream, limit));
+        if let Some(length) = planned.output_tokens.filter(|_| pin != Pin::Off) {
+            let fields = fields_of(original, &body, "--pin-output")?;
+            if !CONSTRAINTS.iter().any(|name| fields.contains_key(*name)) {
+                let options = BodyOptions {
+                    stream: Some(original.stream),
+                    ..pinned(pin, length)
+                };
+                return Ok(builder.request(&Item::Body(fields).into(), &options));
+            }
         }
-        let mut fields: Map<String, Value> = serde_json::from_slice(body).with_context(|| {
-            format!(
-                "--model and --pin-output cannot be set in request {}, its body is no JSON object",
-                original.request_id
-            )
-        })?;
-        let mut model = original.model.as_deref().map(str::to_owned);
-        if let Some(asked) = &self.model {
-            fields.insert("model".to_owned(), json!(asked));
-            model = Some(asked.clone());
-        }
-        let mut limit = original.max_output_tokens;
-        let is_free = !CONSTRAINTS.iter().any(|name| fields.contains_key(*name));
-        if let Some(length) = length.filter(|_| is_free) {
-            let length = length.max(1);
-            fields.shift_remove("max_completion_tokens");
-            fields.insert("max_tokens".to_owned(), json!(length));
-            fields.extend(exact_fields(pin, length));
-            limit = Some(length);
-        }
-        let body = Bytes::from(Value::Object(fields).to_string());
+        let limit = original.max_output_tokens;
         Ok(builder.prepared(body, model, original.stream, limit))
     }
 
@@ -226,14 +225,11 @@ impl Maker {
         let shape = self.shape(planned)?;
         let pin = self.pin();
         let length = planned.output_tokens.filter(|_| pin != Pin::Off);
-        let length = length.map(|n| n.max(1));
         let options = BodyOptions {
             model: self.made_model.clone(),
             stream: Some(original.stream),
             include_usage: true,
-            max_tokens: length.and_then(|n| u32::try_from(n).ok()),
-            fields: length.map_or_else(Map::new, |n| exact_fields(pin, n)),
-            ..BodyOptions::default()
+            ..length.map_or_else(BodyOptions::default, |n| pinned(pin, n))
         };
         let prompt: Prompt = Item::Text(synthesis.prompt(&shape)).into();
         let source = if synthesis.is_exact() {
@@ -244,7 +240,7 @@ impl Maker {
         Ok(PreparedRequest {
             input_tokens: i32::try_from(shape.input_tokens).ok(),
             input_tokens_source: Some(source.into()),
-            ..self.builder(original)?.request(&prompt, &options)
+            ..self.builder(original)?.1.request(&prompt, &options)
         })
     }
 
@@ -268,25 +264,92 @@ impl Maker {
     }
 }
 
-/// What makes a server generate to the limit, and not only up to it.
-fn exact_fields(pin: Pin, length: i32) -> Map<String, Value> {
+/// What makes a server generate so many tokens: up to them, or to them.
+fn pinned(pin: Pin, length: i32) -> BodyOptions {
+    let length = length.max(1);
     let mut fields = Map::new();
     if pin == Pin::Exact {
         fields.insert("min_tokens".to_owned(), json!(length));
         fields.insert("ignore_eos".to_owned(), json!(true));
     }
-    fields
+    BodyOptions {
+        max_tokens: u32::try_from(length).ok(),
+        fields,
+        ..BodyOptions::default()
+    }
 }
 
+fn way(original: &RequestRow) -> (Arc<str>, Arc<str>) {
+    (Arc::clone(&original.api), Arc::clone(&original.url_path))
+}
+
+/// The APIs of all requests: the one that the recording brings its dialect of, and
+/// those that are built in.
+///
 /// # Errors
-/// When it is none that can be sent.
-pub fn api(original: &RequestRow) -> Result<Api> {
-    match Api::from_word(&original.api) {
-        Some(api) => Ok(api),
-        None => bail!(
-            "request {} uses api {}, which cannot be replayed",
-            original.request_id,
-            original.api
-        ),
+/// When one of them is neither.
+pub fn apis(plan: &Plan) -> Result<BTreeMap<&str, Api>> {
+    let recorded = Some(&plan.origin.dialect);
+    let recorded = match recorded.filter(|dialect| !dialect.is_null()) {
+        Some(recorded) => Some(Api::of(Dialect::from_recorded(recorded)?)),
+        None => None,
+    };
+    let mut apis = BTreeMap::new();
+    for planned in &plan.requests {
+        let original = &planned.original;
+        let name = &*original.api;
+        let own = recorded.filter(|api| api.as_str() == name);
+        let Some(api) = own.or_else(|| Api::from_word(name)) else {
+            bail!(
+                "request {} uses api {name}, which cannot be replayed",
+                original.request_id
+            );
+        };
+        apis.insert(name, api);
     }
+    Ok(apis)
+}
+
+/// Where `original` is sent to: where the user says, else to its own path if that is
+/// not the API's, and for its own model if the path names that.
+#[must_use]
+pub fn aimed(target: &TargetArgs, original: &RequestRow, api: Api) -> TargetArgs {
+    let mut aimed = target.clone();
+    let bare = Url::parse(&target.url).is_ok_and(|url| url.path() == "/");
+    if bare && aimed.endpoint.is_none() && !api.dialect().serves(&original.url_path) {
+        aimed.endpoint = Some(original.url_path.to_string());
+    }
+    aimed.model = aimed.model.or(original.model.as_deref().map(str::to_owned));
+    aimed
+}
+
+fn fields_of(original: &RequestRow, body: &[u8], flag: &str) -> Result<Map<String, Value>> {
+    serde_json::from_slice(body).with_context(|| {
+        format!(
+            "{flag} cannot be set in request {}, its body is no JSON object",
+            original.request_id
+        )
+    })
+}
+
+/// `body` for another model, where bodies of `api` name theirs.
+fn with_model(api: Api, original: &RequestRow, body: &Bytes, model: &str) -> Result<Bytes> {
+    let Some(keys) = api.dialect().request.body.place_of(Placeholder::Model) else {
+        return Ok(body.clone());
+    };
+    let mut fields = fields_of(original, body, "--model")?;
+    let mut at = &mut fields;
+    for key in &keys[..keys.len() - 1] {
+        let below = at.get_mut(key).and_then(Value::as_object_mut);
+        at = below.with_context(|| {
+            format!(
+                "--model cannot be set in request {}, its body has no {key}",
+                original.request_id
+            )
+        })?;
+    }
+    if let Some(key) = keys.last() {
+        at.insert(key.clone(), json!(model));
+    }
+    Ok(Bytes::from(Value::Object(fields).to_string()))
 }

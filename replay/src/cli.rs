@@ -8,7 +8,7 @@ use tapedeck_run::args::{
     ConnectionArgs, OutputArgs, ServerMetricsArgs, TargetArgs, parse_api, parse_duration,
     parse_pair,
 };
-use tapedeck_wire::openai::Api;
+use tapedeck_wire::dialect::Api;
 use tapedeck_workload::trace::Format;
 
 /// Send recorded traffic again with its original timing; the result is again a

@@ -14,7 +14,7 @@ use tapedeck_recording::{
 };
 use tapedeck_run::manifest::{Described, describe};
 use tapedeck_run::output::print_counts;
-use tapedeck_wire::openai::Api;
+use tapedeck_wire::dialect::Api;
 use tapedeck_workload::trace::{self, Lint, Row, Trace, TraceSpec};
 
 use crate::cli::{From, ImportArgs, TraceArgs};
@@ -120,9 +120,9 @@ impl Imported {
         let row = &self.trace.rows[index];
         let content = row.content.as_ref();
         let api = content.map_or(self.api, |c| api_of(&c.url_path));
-        let own_path = || match api {
-            Api::OpenAiChat => "/v1/chat/completions".into(),
-            Api::OpenAiCompletions => "/v1/completions".into(),
+        let own_path = || {
+            let path = api.dialect().path(row.model.as_deref(), row.stream);
+            path.unwrap_or_default().into()
         };
         let body = content.map(|c| c.body.clone());
         let has_blocks = !row.blocks.is_empty();
@@ -203,12 +203,22 @@ impl Imported {
         }
     }
 
+    /// The dialect of the requests' API, for whoever replays the import.
+    #[must_use]
+    pub fn dialect(&self) -> Value {
+        match self.api {
+            Api::Dialect(dialect) => dialect.recorded.clone(),
+            Api::OpenAiChat | Api::OpenAiCompletions => Value::Null,
+        }
+    }
+
     #[must_use]
     pub fn settings(&self) -> Value {
         let lint = &self.lint;
         json!({
             "from": self.trace.format.as_str(),
             "block_size": self.trace.block_size,
+            "dialect": self.dialect(),
             "dequantized_s": self.dequantized_ns.map(|ns| ns as f64 / 1e9),
             "seed": self.seed,
             "rows": lint.rows,

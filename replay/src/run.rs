@@ -17,7 +17,7 @@ use tapedeck_run::manifest::{Described, timeouts_json};
 use tapedeck_run::output::{self, content_hash};
 use tapedeck_run::server::Server;
 
-use crate::bodies::{Maker, api};
+use crate::bodies::{Maker, aimed, apis};
 use crate::cli::{Pin, PlanArgs, RunArgs, SourceArgs};
 use crate::source::{Plan, Planned, plan};
 
@@ -72,7 +72,9 @@ pub fn run(args: &RunArgs) -> Result<Ending> {
     let pins = args.synthesis.pin_output.is_some_and(|pin| pin != Pin::Off);
     let plan = plan(&args.source, pins)?;
     let root = output::root(&args.output, COMMAND)?;
-    let server = Server::reach(&args.target, api(&plan.requests[0].original)?)?;
+    let first = &plan.requests[0].original;
+    let first_api = apis(&plan)?[&*first.api];
+    let server = Server::reach(&aimed(&args.target, first, first_api), first_api)?;
     let maker = Maker::new(&plan, &server, args)?;
     let sampling = server.sampling(&args.server_metrics, &args.target)?;
     let seeded = Seeded {
@@ -192,6 +194,7 @@ impl ReplayIds {
             turn: original.turn,
             parent_request_id: parent.and_then(|id| self.0.get(&id).copied()),
             replay_of: Some(original.request_id),
+            conversation: None,
         }
     }
 }
@@ -207,6 +210,7 @@ fn settings(
         "replay_of_recording_id": plan.origin.recording_id,
         "trace": plan.origin.trace,
         "synthesis": maker.settings(),
+        "dialect": plan.origin.dialect,
         "pin_output": maker.pin().as_str(),
         "mode": source.mode.as_str(),
         "speed": source.speed,

@@ -32,6 +32,8 @@ pub struct Origin {
     pub workload: Workload,
     /// How a trace was read; null for a recording.
     pub trace: Value,
+    /// The dialect that a recording brings; null where it is a built-in one.
+    pub dialect: Value,
     /// Whether block sizes are tokens.
     pub blocks_are_tokens: bool,
 }
@@ -106,6 +108,11 @@ fn of_recording(args: &SourceArgs, wants_lengths: bool) -> Result<Plan> {
                 seed: args.from.seed,
             },
             trace: Value::Null,
+            dialect: manifest
+                .settings
+                .get("dialect")
+                .cloned()
+                .unwrap_or_default(),
             blocks_are_tokens: unit.is_none_or(|unit| unit == &json!("tokens")),
         },
         requests,
@@ -163,6 +170,7 @@ fn of_trace(args: &SourceArgs) -> Result<Plan> {
             recording_id: None,
             workload: imported.workload(),
             trace: imported.settings(),
+            dialect: imported.dialect(),
             blocks_are_tokens: true,
         },
         requests,

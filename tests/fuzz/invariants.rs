@@ -6,7 +6,8 @@ use std::io::Write;
 use flate2::Compression;
 use flate2::write::{DeflateEncoder, GzEncoder, ZlibEncoder};
 use tapedeck_wire::decode::Decoder;
-use tapedeck_wire::openai::{Api, Interpreter, interpret};
+use tapedeck_wire::dialect::Api;
+use tapedeck_wire::openai::{Interpreter, interpret};
 use tapedeck_wire::response::{
     Chunk, End, MAX_BODY_BYTES, ResponseEnd, ResponseReader, ResponseSpec,
 };
@@ -103,13 +104,13 @@ pub(crate) fn sse(input: &[u8]) {
 /// What an interpreter remembers of earlier payloads changes no meaning. Payloads
 /// are the lines of the input.
 pub(crate) fn interpreter(input: &[u8]) {
-    let mut interpreter = Interpreter::new(Api::OpenAiChat);
+    let mut interpreter = Interpreter::new();
     for line in input.split(|b| *b == b'\n') {
         let (name, payload) = match line.strip_prefix(b"error ") {
             Some(payload) => (Some("error"), payload),
             None => (None, line),
         };
-        let expected = interpret(Api::OpenAiChat, name, payload);
+        let expected = interpret(name, payload);
         let found = interpreter.interpret(name, payload);
         assert_eq!(found, expected, "{}", payload.escape_ascii());
     }

@@ -1,11 +1,12 @@
 //! What is to be sent, prepared before the run starts.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Uri};
 use tapedeck_recording::{Pairs, Phase};
-use tapedeck_wire::openai::Api;
+use tapedeck_wire::dialect::Api;
 
 /// A request ready to be written, shared by all arrivals that send the same.
 #[derive(Debug, Clone)]
@@ -32,7 +33,7 @@ pub struct PreparedRequest {
 }
 
 /// A planned request and when it is due.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Arrival {
     pub request: Arc<PreparedRequest>,
     /// Offset from the start of the run, ns. `None` makes the arrival due as
@@ -43,4 +44,28 @@ pub struct Arrival {
     pub turn: Option<i32>,
     pub parent_request_id: Option<i64>,
     pub replay_of: Option<i64>,
+    /// What follows in its session, each turn when the one before is done.
+    pub conversation: Option<Box<dyn Conversation>>,
+}
+
+/// The later turns of a session. They go out on the worker of the first, and keep
+/// its slot, so that `parallel` slots are as many sessions at a time.
+pub trait Conversation: std::fmt::Debug + Send {
+    /// Whether [`Self::next_turn`] looks at the reply.
+    fn wants_reply(&self) -> bool;
+
+    /// Turns that have not been sent.
+    fn turns_left(&self) -> usize;
+
+    /// The next turn, where there is one; `reply` is the text of the answer to the
+    /// turn before, empty unless it was wanted.
+    fn next_turn(&mut self, reply: String) -> Option<NextTurn>;
+}
+
+/// A turn that is to follow.
+#[derive(Debug)]
+pub struct NextTurn {
+    pub request: Arc<PreparedRequest>,
+    /// From the end of the turn before until this one is due.
+    pub think: Duration,
 }

@@ -26,6 +26,7 @@ use crate::engine::Failure;
 use crate::headers::{recorded_headers, redirect_target};
 use crate::policy::{CancelAfter, Ended};
 use crate::secrets::Secrets;
+use crate::session::next_turn;
 use crate::tap::ReadStamp;
 use crate::worker::{Assignment, Kill, Stage, Watch, Worker, as_ns};
 
@@ -35,8 +36,9 @@ const DRAIN_NS: i64 = 1_000_000_000;
 
 /// Sends the assigned request and records how it ended, attempt by attempt. A pooled
 /// connection that the server had closed is replaced once, by a fresh one; what else
-/// is sent again is the policy's to say.
-pub(crate) async fn exchange(worker: Rc<Worker>, assignment: Assignment) {
+/// is sent again is the policy's to say. Returns the next turn of its session, when
+/// it is due.
+pub(crate) async fn exchange(worker: &Worker, assignment: Assignment) -> Option<Assignment> {
     worker.wait_until_due(&assignment.arrival).await;
     let t_dispatched_ns = worker.clock.now_ns();
     let lag_ns = t_dispatched_ns - assignment.t_ready_ns;
@@ -45,7 +47,7 @@ pub(crate) async fn exchange(worker: Rc<Worker>, assignment: Assignment) {
     let (mut source, mut retried) = (Source::Pool, 0);
     let mut number = 0;
     let failure = loop {
-        let mut attempt = Attempt::new(&worker, &assignment, t_dispatched_ns, number);
+        let mut attempt = Attempt::new(worker, &assignment, t_dispatched_ns, number);
         attempt.retried = retried;
         match attempt.run(source).await {
             Ending::Final => break attempt.failure.take(),
@@ -61,7 +63,7 @@ pub(crate) async fn exchange(worker: Rc<Worker>, assignment: Assignment) {
     };
     worker.gauges.ended(failure);
     // Only now may the next request start: this one is recorded and counted.
-    drop(assignment.slot);
+    next_turn(worker, assignment).await
 }
 
 /// Where an attempt takes its connection from.
@@ -120,6 +122,9 @@ impl<'a> Attempt<'a> {
         attempt: i32,
     ) -> Self {
         let request = &*assignment.arrival.request;
+        if let Some(heard) = &assignment.heard {
+            heard.borrow_mut().begin();
+        }
         Self {
             worker,
             assignment,
@@ -529,6 +534,11 @@ impl<'a> Attempt<'a> {
             payload: None,
         };
         self.worker.gauges.chunk();
+        if let Some(heard) = &self.assignment.heard {
+            heard
+                .borrow_mut()
+                .chunk(chunk.kind, chunk.choice_index, chunk.data);
+        }
         if chunk.kind == ChunkKind::Error
             && let Some(masked) = self.secrets().masked(chunk.data)
         {
@@ -584,6 +594,9 @@ impl<'a> Attempt<'a> {
             self.mark_truncated("body", end.body_bytes);
         }
         let ok = end.outcome == Outcome::Ok;
+        if let Some(heard) = &self.assignment.heard {
+            heard.borrow_mut().end(ok, end.body.as_deref(), t_end_ns);
+        }
         if !ok {
             self.secrets().mask_end(&mut end);
             let ended = Ended {

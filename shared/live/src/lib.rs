@@ -42,12 +42,13 @@ pub mod lag;
 mod pace;
 pub mod policy;
 pub mod secrets;
+mod session;
 pub mod tap;
 pub mod target;
 pub mod telemetry;
 mod worker;
 
-pub use arrival::{Arrival, PreparedRequest};
+pub use arrival::{Arrival, Conversation, NextTurn, PreparedRequest};
 pub use engine::{Failure, Gauges, RunError, RunSpec, Stop, StopLevel, Workers, run};
 pub use policy::{AttemptPolicy, CancelAfter, Cancellation};
 pub use target::{Target, TargetError, TlsOptions};

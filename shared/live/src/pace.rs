@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 
 use crate::arrival::Arrival;
 use crate::engine::{Gauges, Stop, StopLevel};
+use crate::session::{Course, Heard};
 use crate::worker::Assignment;
 
 /// A free place among the requests in flight.
@@ -138,6 +139,11 @@ impl Pacer {
         queues: &[mpsc::Sender<Assignment>],
     ) -> i64 {
         let mut sent: i64 = 0;
+        let course = Arc::new(Course::new(
+            self.first_request_id,
+            self.until_ns,
+            Arc::clone(&self.stop),
+        ));
         tapedeck_clock::wake_on_time();
         for arrival in arrivals {
             let Some((t_scheduled_ns, slot)) = self.wait(&arrival) else {
@@ -151,11 +157,13 @@ impl Pacer {
                 .pacer_lag
                 .observe(self.clock.now_ns() - t_ready_ns);
             let assignment = Assignment {
-                request_id: self.first_request_id + sent,
+                request_id: course.next_request_id(),
+                heard: Heard::of(&arrival),
                 arrival,
                 t_scheduled_ns,
                 t_ready_ns,
                 slot,
+                course: Arc::clone(&course),
             };
             // A worker that is gone reports its own error when it is joined.
             if queues[worker].blocking_send(assignment).is_err() {

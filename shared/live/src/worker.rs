@@ -21,6 +21,7 @@ use crate::engine::{Gauges, Stop, StopLevel};
 use crate::exchange::exchange;
 use crate::pace::{HandOver, SlotGuard};
 use crate::policy::AttemptPolicy;
+use crate::session::{Course, Heard};
 use crate::tap::TapContext;
 use crate::target::Target;
 
@@ -47,6 +48,9 @@ pub(crate) struct Assignment {
     pub(crate) t_ready_ns: i64,
     /// Given back when this is dropped.
     pub(crate) slot: Option<SlotGuard>,
+    pub(crate) course: Arc<Course>,
+    /// What the next turn needs of the answer; `None` for a lone request.
+    pub(crate) heard: Option<RefCell<Heard>>,
 }
 
 /// What every attempt of one worker shares.
@@ -363,7 +367,7 @@ pub(crate) fn run_worker(
         drop(warm_up);
         let mut tasks = tokio::task::JoinSet::new();
         while let Some(assignment) = assignments.recv().await {
-            tasks.spawn_local(exchange(Rc::clone(&worker), assignment));
+            tasks.spawn_local(converse(Rc::clone(&worker), assignment));
             while let Some(ended) = tasks.try_join_next() {
                 pass_panic_on(ended);
             }
@@ -375,6 +379,14 @@ pub(crate) fn run_worker(
     });
     worker.flush();
     Ok(())
+}
+
+/// One request, or all turns of a session one after the other.
+async fn converse(worker: Rc<Worker>, assignment: Assignment) {
+    let mut turn = Some(assignment);
+    while let Some(assignment) = turn {
+        turn = exchange(&worker, assignment).await;
+    }
 }
 
 /// A defect of ours must not pass for a request that never ended: it ends the

@@ -30,7 +30,7 @@ use tapedeck_clock::{RunClock, monotonic_ns, wake_on_time};
 use tapedeck_live::{Gauges, Stop, StopLevel, Target, TlsOptions};
 use tapedeck_proxy::{Current, Proxy, Recorder, Rules, Settings, Upstream, Upstreams};
 use tapedeck_recording::{Manifest, Privacy, SegmentLimits, Writer};
-use tapedeck_wire::openai::Api;
+use tapedeck_wire::dialect::Api;
 
 const TOKENS: usize = 100;
 const TTFT_NS: i64 = 20_000_000;
@@ -321,7 +321,7 @@ impl UnderTest {
             tls: None,
             workers: 1,
             rules: Rules {
-                patterns: Rules::default_patterns(),
+                patterns: Rules::default_patterns(Api::OpenAiChat),
                 default_api: Api::OpenAiChat,
                 session_header: http::HeaderName::from_static("x-session-id"),
                 session_field: None,

@@ -17,7 +17,7 @@ use tapedeck_recording::{
     ChunkKind, ChunkRow, Content, MarkRow, Outcome, Pairs, Phase, Privacy, RequestRow, body_hash,
 };
 use tapedeck_wire::decode::Decoder;
-use tapedeck_wire::openai::{Api, request_facts};
+use tapedeck_wire::dialect::{Api, request_facts};
 use tapedeck_wire::response::{Chunk, End, MAX_BODY_BYTES, ResponseReader, ResponseSpec};
 
 use crate::book::Book;
@@ -152,7 +152,7 @@ impl Journal {
         if opened == Opened::SampledOut {
             return opened;
         }
-        let facts = request_facts(&body);
+        let facts = request_facts(self.api, &self.row.url_path, &body);
         let row = &mut self.row;
         row.request_id = self.book.recorder().next_request_id();
         row.session_id = session.map(Into::into);

@@ -3,7 +3,7 @@
 use http::{HeaderMap, HeaderName, Method};
 use serde_json::Value;
 use tapedeck_recording::Content;
-use tapedeck_wire::openai::Api;
+use tapedeck_wire::dialect::Api;
 
 use crate::metrics::Reason;
 
@@ -20,6 +20,11 @@ impl Pattern {
     #[must_use]
     pub fn new(text: &str) -> Self {
         Self(text.to_owned())
+    }
+
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
     }
 
     #[must_use]
@@ -63,13 +68,18 @@ pub(crate) enum Plan {
 }
 
 impl Rules {
-    /// Paths of the OpenAI APIs under any prefix.
+    /// Paths of the OpenAI APIs and of `api`, under any prefix.
     #[must_use]
-    pub fn default_patterns() -> Vec<Pattern> {
-        vec![
+    pub fn default_patterns(api: Api) -> Vec<Pattern> {
+        let mut patterns = vec![
             Pattern::new("*/chat/completions"),
             Pattern::new("*/completions"),
-        ]
+        ];
+        if !matches!(api, Api::OpenAiChat | Api::OpenAiCompletions) {
+            let own = api.dialect().path_patterns();
+            patterns.extend(own.map(|path| Pattern(format!("*{path}"))));
+        }
+        patterns
     }
 
     pub(crate) fn plan(&self, method: &Method, path: &str, headers: &HeaderMap) -> Plan {
@@ -91,7 +101,9 @@ impl Rules {
     }
 
     fn api(&self, path: &str) -> Api {
-        if path.ends_with("/chat/completions") {
+        if self.default_api.dialect().serves(path) {
+            self.default_api
+        } else if path.ends_with("/chat/completions") {
             Api::OpenAiChat
         } else if path.ends_with("/completions") {
             Api::OpenAiCompletions
@@ -138,7 +150,7 @@ mod tests {
 
     fn rules() -> Rules {
         Rules {
-            patterns: Rules::default_patterns(),
+            patterns: Rules::default_patterns(Api::OpenAiChat),
             default_api: Api::OpenAiChat,
             session_header: HeaderName::from_static("x-session-id"),
             session_field: Some("/metadata/session".into()),
@@ -183,6 +195,27 @@ mod tests {
         assert_eq!(plan("/v1/models", None), Plan::Pass(Reason::Path));
         let get = rules().plan(&Method::GET, chat, &HeaderMap::new());
         assert_eq!(get, Plan::Pass(Reason::Path));
+    }
+
+    #[test]
+    fn the_paths_of_the_api_are_recorded_too() {
+        let api = |name| Api::from_word(name).unwrap();
+        for (name, path) in [
+            ("ollama", "/api/chat"),
+            ("tgi", "/generate"),
+            ("triton", "/gate/v2/models/some-model/generate_stream"),
+        ] {
+            let rules = Rules {
+                patterns: Rules::default_patterns(api(name)),
+                default_api: api(name),
+                ..rules()
+            };
+            let plan = |path| rules.plan(&Method::POST, path, &HeaderMap::new());
+            assert_eq!(plan(path), Plan::Record(api(name), Content::Full));
+            let chat = Plan::Record(Api::OpenAiChat, Content::Full);
+            assert_eq!(plan("/v1/chat/completions"), chat);
+            assert_eq!(plan("/other"), Plan::Pass(Reason::Path));
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Flags that every program which sends requests understands.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{ArgAction, Args, ValueEnum};
@@ -9,7 +9,7 @@ use tapedeck_analyze::Slo;
 use tapedeck_live::CancelAfter;
 use tapedeck_recording::Durability;
 use tapedeck_recording::privacy::Rule;
-use tapedeck_wire::openai::Api;
+use tapedeck_wire::dialect::{Api, Dialect, Template};
 
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Target")]
@@ -22,7 +22,7 @@ pub struct TargetArgs {
     /// Model to ask for; without it the server's first model is used.
     #[arg(long)]
     pub model: Option<String>,
-    /// Path to send to, instead of the API's own.
+    /// Path to send to, instead of the API's own (--api).
     #[arg(long, value_name = "PATH")]
     pub endpoint: Option<String>,
     /// Sent as `Authorization: Bearer`; never recorded.
@@ -83,7 +83,22 @@ pub struct BodyArgs {
     /// Seed of the server's sampling.
     #[arg(long, value_name = "N")]
     pub sampling_seed: Option<i64>,
-    /// JSON object merged into every body, over everything else.
+    /// Token ids to stop at.
+    #[arg(long, value_name = "ID", num_args = 1..)]
+    pub stop_token_ids: Vec<u32>,
+    /// Candidates of which the best is the answer (older vLLM and its kin, TGI).
+    #[arg(long, value_name = "N")]
+    pub best_of: Option<u32>,
+    /// Beam search (older vLLM and its kin).
+    #[arg(long)]
+    pub use_beam_search: bool,
+    /// Body to send instead of the API's, or @FILE with it: JSON, with %m for the
+    /// model and %p for the prompt. Flags change it as they change a data set's
+    /// own body.
+    #[arg(long, value_name = "JSON|@FILE", value_parser = parse_template)]
+    pub query_template: Option<Template>,
+    /// JSON object merged into every body, over everything else; objects within it
+    /// are filled up, not replaced.
     #[arg(long, alias = "extra-args", value_name = "JSON", value_parser = parse_object)]
     pub extra_body: Option<serde_json::Map<String, serde_json::Value>>,
 }
@@ -243,11 +258,41 @@ impl From<Content> for tapedeck_recording::Content {
     }
 }
 
+/// A built-in API by its name, or a dialect file by its path: what holds a `/` or
+/// ends in `.toml`.
+///
+/// # Errors
+/// When there is no such API, or the file cannot be read or is no dialect.
 pub fn parse_api(text: &str) -> Result<Api, String> {
+    if text.contains('/') || text.ends_with(".toml") {
+        let path = Path::new(text);
+        let toml = std::fs::read_to_string(path).map_err(|e| format!("cannot be read: {e}"))?;
+        let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+        let dialect = Dialect::parse(&toml, text, &stem).map_err(|e| e.to_string())?;
+        return Ok(Api::of(dialect));
+    }
+    if text == "openai" {
+        return Err(
+            "stands for chat in some tools and for completions in others: say openai-chat or openai-completions"
+                .to_owned(),
+        );
+    }
     Api::from_word(text).ok_or_else(|| {
-        let names: Vec<&str> = Api::ALL.iter().map(|api| api.as_str()).collect();
-        format!("known: {}", names.join(", "))
+        let names: Vec<&str> = Api::built_in().map(|row| row.name).collect();
+        format!(
+            "known: {}; or the path of a dialect file (`record apis` describes them)",
+            names.join(", ")
+        )
     })
+}
+
+/// `--query-template`: JSON, or @FILE with it.
+fn parse_template(text: &str) -> Result<Template, String> {
+    let json = match text.strip_prefix('@') {
+        Some(path) => std::fs::read_to_string(path).map_err(|e| format!("{path}: {e}"))?,
+        None => text.to_owned(),
+    };
+    json.parse()
 }
 
 /// # Errors

@@ -4,17 +4,23 @@ use anyhow::{Context, Result, anyhow, bail};
 use serde_json::Value;
 use tapedeck_live::Timeouts;
 use tapedeck_live::headers::redirect_target;
+use tapedeck_wire::dialect::Api;
 use url::Url;
 
 use crate::args::TargetArgs;
 use crate::http_client;
-use crate::requests::{further_headers, tls_options};
+use crate::requests::{further_headers, key_header, tls_options};
 
 /// The first model that `<origin>/v1/models` lists.
 ///
 /// # Errors
 /// When the server does not answer or lists none.
-pub(crate) fn first_model(url: &Url, target: &TargetArgs, timeouts: &Timeouts) -> Result<String> {
+pub(crate) fn first_model(
+    url: &Url,
+    target: &TargetArgs,
+    api: Api,
+    timeouts: &Timeouts,
+) -> Result<String> {
     let mut models = url.clone();
     let prefix = url
         .path()
@@ -27,17 +33,21 @@ pub(crate) fn first_model(url: &Url, target: &TargetArgs, timeouts: &Timeouts) -
         .build()
         .context("cannot start a runtime")?;
     runtime
-        .block_on(ask(&models, target, timeouts))
+        .block_on(ask(&models, target, api, timeouts))
         .with_context(|| format!("cannot find out the model from {}", models.path()))
         .map_err(|e| anyhow!("{e:#}\nhint: name it with --model"))
 }
 
-async fn ask(models: &Url, target: &TargetArgs, timeouts: &Timeouts) -> Result<String> {
+async fn ask(models: &Url, target: &TargetArgs, api: Api, timeouts: &Timeouts) -> Result<String> {
     let whole = timeouts.connect.max(timeouts.first_byte);
     let client = http_client::build(&tls_options(target), timeouts.connect, whole)?;
     let mut request = client.get(models.clone());
-    if let Some(key) = &target.api_key {
-        request = request.bearer_auth(key);
+    let dialect = api.dialect();
+    if let Some((name, value)) = key_header(target, &dialect.request)? {
+        request = request.header(name, value);
+    }
+    for (name, value) in &dialect.request.headers {
+        request = request.header(name, value);
     }
     request = request.headers(further_headers(target)?);
     // A URL in an error would show its query, and so its secrets.

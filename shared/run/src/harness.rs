@@ -271,6 +271,7 @@ impl Run<'_> {
             turn: None,
             parent_request_id: None,
             replay_of: None,
+            conversation: None,
         };
         run_arrivals(&spec, std::iter::once(arrival))?;
         match spec.gauges.first_failures().first() {

@@ -5,11 +5,14 @@
 //! makes a recording of them.
 
 pub mod args;
+pub mod dialogue;
 mod discover;
+mod download;
 pub mod ending;
 pub mod gpu;
 pub mod harness;
 mod http_client;
+pub mod hub;
 pub mod manifest;
 pub mod output;
 mod progress;

@@ -80,7 +80,7 @@ fn hide_texts(
     let rules = redaction.texts();
     if content != Content::Full {
         *command = mask_texts(std::mem::take(command), hash);
-        for key in ["body", "where"] {
+        for key in ["body", "dialect", "where"] {
             settings.as_object_mut().and_then(|s| s.remove(key));
         }
         if !redaction.is_empty() {
@@ -90,11 +90,15 @@ fn hide_texts(
     }
     // What a pointer leads to in a body may stand in any of these.
     *command = mask_texts(std::mem::take(command), |_| REDACTED.to_owned());
-    settings.as_object_mut().and_then(|s| s.remove("where"));
-    if let Some(fields) = settings.pointer_mut("/body/fields")
-        && let Some(kept) = redaction.payload(fields.to_string().as_bytes())
-    {
-        *fields = serde_json::from_slice(&kept).unwrap_or_else(|_| REDACTED.into());
+    for key in ["dialect", "where"] {
+        settings.as_object_mut().and_then(|s| s.remove(key));
+    }
+    for place in ["/body/fields", "/body/extra"] {
+        if let Some(fields) = settings.pointer_mut(place)
+            && let Some(kept) = redaction.payload(fields.to_string().as_bytes())
+        {
+            *fields = serde_json::from_slice(&kept).unwrap_or_else(|_| REDACTED.into());
+        }
     }
     settings["redact"] = rules.collect();
 }

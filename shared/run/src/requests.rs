@@ -13,8 +13,8 @@ use tapedeck_live::headers::recorded_headers;
 use tapedeck_live::{AttemptPolicy, Cancellation, PreparedRequest, Timeouts, TlsOptions};
 use tapedeck_recording::privacy::{BLOCK_BYTES, BLOCK_TOKENS, TokenizerName};
 use tapedeck_recording::{BlockSpec, Privacy, body_hash};
-use tapedeck_wire::openai::Api;
-use tapedeck_workload::body::{BuiltBody, build};
+use tapedeck_wire::dialect::{Api, RequestPart};
+use tapedeck_workload::body::{BuiltBody, build, unplaced};
 use tapedeck_workload::{BodyOptions, Prompt, encoder};
 use url::Url;
 
@@ -43,16 +43,27 @@ pub fn endpoint(url: &str, target: &TargetArgs, api: Api) -> Result<Url> {
         url.set_query(query.as_deref());
     } else if own.is_empty() || own.ends_with("/v1") {
         let prefix = own.strip_suffix("/v1").unwrap_or_default();
-        url.set_path(&format!("{prefix}/v1{}", api_path(api)));
+        let path = api.dialect().path(target.model.as_deref(), true);
+        let path = path.with_context(|| {
+            format!(
+                "the path of {} names the model\nhint: --model",
+                api.as_str()
+            )
+        })?;
+        url.set_path(&format!("{prefix}{path}"));
     }
     Ok(url)
 }
 
-fn api_path(api: Api) -> &'static str {
-    match api {
-        Api::OpenAiChat => "/chat/completions",
-        Api::OpenAiCompletions => "/completions",
-    }
+/// The path of answers that are not streamed, where the API has one of its own and
+/// the user named none.
+fn whole_path(url: &Url, target: &TargetArgs, api: Api) -> Option<String> {
+    let dialect = api.dialect();
+    let streamed = dialect.path(target.model.as_deref(), true)?;
+    let prefix = url.path().strip_suffix(streamed.as_str());
+    let prefix = prefix.filter(|_| target.endpoint.is_none())?;
+    let whole = dialect.path(target.model.as_deref(), false)?;
+    Some(format!("{prefix}{whole}"))
 }
 
 /// What goes into every body besides the prompt.
@@ -84,13 +95,19 @@ pub fn body_options(body: &BodyArgs, model: Option<String>) -> Result<BodyOption
     );
     set("n", json!(body.n_choices));
     set("seed", json!(body.sampling_seed));
+    set("best_of", json!(body.best_of));
+    if body.use_beam_search {
+        set("use_beam_search", json!(true));
+    }
+    if !body.stop_token_ids.is_empty() {
+        set("stop_token_ids", json!(body.stop_token_ids));
+    }
     if body.ignore_eos {
         set("ignore_eos", json!(true));
     }
     if !body.stop.is_empty() {
         set("stop", json!(body.stop));
     }
-    fields.extend(body.extra_body.clone().unwrap_or_default());
     Ok(BodyOptions {
         model,
         stream: match (body.stream, body.no_stream) {
@@ -102,7 +119,24 @@ pub fn body_options(body: &BodyArgs, model: Option<String>) -> Result<BodyOption
         max_tokens: body.max_tokens,
         ignore_max_tokens: body.ignore_max_tokens,
         fields,
+        extra: body.extra_body.clone().unwrap_or_default(),
+        template: body.query_template.clone(),
     })
+}
+
+/// # Errors
+/// When a flag sets something that bodies of `api` have no place for: what was
+/// asked for would silently not be done.
+pub fn check_places(api: Api, options: &BodyOptions) -> Result<()> {
+    let unplaced = unplaced(api, options);
+    if unplaced.is_empty() {
+        return Ok(());
+    }
+    bail!(
+        "bodies of {} have no place for {}\nhint: --extra-body sends any field as it is",
+        api.as_str(),
+        unplaced.join(", ")
+    )
 }
 
 /// Body options as they stand in the settings of a manifest.
@@ -114,6 +148,7 @@ pub fn body_json(options: &BodyOptions) -> Value {
         "max_tokens": options.max_tokens,
         "ignore_max_tokens": options.ignore_max_tokens,
         "fields": options.fields,
+        "extra": options.extra,
     })
 }
 
@@ -202,28 +237,54 @@ const COUNTED_BY_TOKENIZER: &str = "tokenizer";
 #[derive(Debug)]
 pub struct RequestBuilder {
     api: Api,
+    method: Method,
+    streamed: Head,
+    whole: Head,
+    query: Option<Arc<str>>,
+}
+
+/// What differs between requests for a stream and for a whole answer.
+#[derive(Debug)]
+struct Head {
     uri: Uri,
     url_path: Arc<str>,
-    query: Option<Arc<str>>,
     headers: HeaderMap,
+}
+
+impl Head {
+    fn new(url: &Url, headers: HeaderMap) -> Result<Self> {
+        let path = match url.query() {
+            Some(query) => format!("{}?{query}", url.path()),
+            None => url.path().to_owned(),
+        };
+        Ok(Self {
+            uri: path
+                .parse()
+                .with_context(|| format!("path {} cannot be sent", url.path()))?,
+            url_path: url.path().into(),
+            headers,
+        })
+    }
 }
 
 impl RequestBuilder {
     /// # Errors
     /// When a header or the path cannot be sent.
     pub fn new(url: &Url, host: &str, target: &TargetArgs, api: Api) -> Result<Self> {
-        let path = match url.query() {
-            Some(query) => format!("{}?{query}", url.path()),
-            None => url.path().to_owned(),
-        };
+        let request = &api.dialect().request;
+        let mut whole_url = url.clone();
+        if let Some(path) = whole_path(url, target, api) {
+            whole_url.set_path(&path);
+        }
         Ok(Self {
             api,
-            uri: path
+            method: request
+                .method
                 .parse()
-                .with_context(|| format!("path {} cannot be sent", url.path()))?,
-            url_path: url.path().into(),
+                .with_context(|| format!("{} is no HTTP method", request.method))?,
+            streamed: Head::new(url, headers(host, target, request, true)?)?,
+            whole: Head::new(&whole_url, headers(host, target, request, false)?)?,
             query: url.query().map(|q| mask_query(q).into()),
-            headers: headers(host, target)?,
         })
     }
 
@@ -254,14 +315,15 @@ impl RequestBuilder {
         stream: bool,
         max_output_tokens: Option<i32>,
     ) -> PreparedRequest {
+        let head = if stream { &self.streamed } else { &self.whole };
         PreparedRequest {
             api: self.api,
-            method: Method::POST,
-            uri: self.uri.clone(),
-            url_path: Arc::clone(&self.url_path),
+            method: self.method.clone(),
+            uri: head.uri.clone(),
+            url_path: Arc::clone(&head.url_path),
             query: self.query.clone(),
-            recorded_headers: Some(recorded_headers(&self.headers)),
-            headers: self.headers.clone(),
+            recorded_headers: Some(recorded_headers(&head.headers)),
+            headers: head.headers.clone(),
             body_hash: Some(body_hash(&body).into()),
             body,
             model: model.map(Into::into),
@@ -273,7 +335,12 @@ impl RequestBuilder {
     }
 }
 
-fn headers(host: &str, target: &TargetArgs) -> Result<HeaderMap> {
+fn headers(
+    host: &str,
+    target: &TargetArgs,
+    request: &RequestPart,
+    stream: bool,
+) -> Result<HeaderMap> {
     let mut headers = HeaderMap::new();
     headers.insert(header::HOST, HeaderValue::from_str(host)?);
     headers.insert(
@@ -285,16 +352,43 @@ fn headers(host: &str, target: &TargetArgs) -> Result<HeaderMap> {
         header::USER_AGENT,
         HeaderValue::from_static(concat!("tapedeck/", env!("CARGO_PKG_VERSION"))),
     );
-    if let Some(key) = &target.api_key {
-        // The value itself stays out of the message: it is a secret.
-        let mut value = HeaderValue::from_str(&format!("Bearer {key}")).map_err(|_| {
-            anyhow::anyhow!("--api-key holds characters that a header cannot carry")
-        })?;
-        value.set_sensitive(true);
-        headers.insert(header::AUTHORIZATION, value);
+    let own = request.headers.iter();
+    for (name, value) in own.chain(request.stream_headers.iter().filter(|_| stream)) {
+        let header = name.parse().ok().zip(HeaderValue::from_str(value).ok());
+        let (name, value): (HeaderName, _) =
+            header.with_context(|| format!("the API's header {name:?} cannot be sent"))?;
+        headers.insert(name, value);
+    }
+    if let Some((name, value)) = key_header(target, request)? {
+        headers.insert(name, value);
     }
     headers.extend(further_headers(target)?);
     Ok(headers)
+}
+
+/// The header that carries `--api-key`.
+///
+/// # Errors
+/// When it cannot be sent.
+pub(crate) fn key_header(
+    target: &TargetArgs,
+    request: &RequestPart,
+) -> Result<Option<(HeaderName, HeaderValue)>> {
+    let Some(key) = &target.api_key else {
+        return Ok(None);
+    };
+    let auth = &request.api_key;
+    let name = auth.name.parse().with_context(|| {
+        format!(
+            "the API's header {:?} for the key cannot be sent",
+            auth.name
+        )
+    })?;
+    // The value itself stays out of the message: it is a secret.
+    let mut value = HeaderValue::from_str(&format!("{}{key}", auth.prefix))
+        .map_err(|_| anyhow::anyhow!("--api-key holds characters that a header cannot carry"))?;
+    value.set_sensitive(true);
+    Ok(Some((name, value)))
 }
 
 /// The headers of `--header`. No message shows a value, or what may be one.
@@ -347,6 +441,23 @@ mod tests {
         ] {
             let args = target(&format!("--url {url}"));
             assert_eq!(endpoint(url, &args, Api::OpenAiChat).unwrap().path(), path);
+        }
+        let api = |name| Api::from_word(name).unwrap();
+        for (line, name, streamed, whole) in [
+            ("--url http://h/v1", "tgi", "/generate_stream", "/generate"),
+            (
+                "--url http://h/gate/v1/ --model m",
+                "triton",
+                "/gate/v2/models/m/generate_stream",
+                "/gate/v2/models/m/generate",
+            ),
+            ("--url http://h/own", "tgi", "/own", "/own"),
+        ] {
+            let args = target(line);
+            let url = endpoint(&args.url, &args, api(name)).unwrap();
+            let builder = RequestBuilder::new(&url, "h", &args, api(name)).unwrap();
+            let path = |stream| builder.prepared(Bytes::new(), None, stream, None).url_path;
+            assert_eq!((&*path(true), &*path(false)), (streamed, whole), "{line}");
         }
         let args = target("--url http://h/v1 --endpoint /x/y?api-version=1&key=s");
         let url = endpoint("http://h/v1", &args, Api::OpenAiChat).unwrap();

@@ -1,5 +1,7 @@
 //! What must not reach a recording, a log line or a message.
 
+use serde_json::Value;
+use tapedeck_wire::dialect::Api;
 use url::Url;
 
 const MASK: &str = "***";
@@ -63,7 +65,13 @@ const SECRET_FLAGS: &[&str] = &["--api-key"];
 /// Flags whose value is `name=secret`.
 const PAIR_FLAGS: &[&str] = &["--header", "--headers"];
 const ENDPOINT_FLAG: &str = "--endpoint";
-const URL_FLAGS: &[&str] = &["--url", "--base-url", "--upstream", "--server-metrics"];
+const URL_FLAGS: &[&str] = &[
+    "--url",
+    "--base-url",
+    "--upstream",
+    "--hub-url",
+    "--server-metrics",
+];
 
 /// A command line with its secrets masked. Header values are always masked: a
 /// name does not tell whether its value is harmless.
@@ -89,12 +97,41 @@ pub fn mask_command(arguments: impl IntoIterator<Item = String>) -> Vec<String> 
     masked
 }
 
+/// `api` as the settings of a manifest keep it, so that a recording can be read and
+/// replayed where its file is not; null for the two that every version knows. Header
+/// values of a user's own are left out: a
+/// name does not tell whether its value is harmless.
+#[must_use]
+pub fn recorded_dialect(api: Api) -> Value {
+    if matches!(api, Api::OpenAiChat | Api::OpenAiCompletions) {
+        return Value::Null;
+    }
+    let mut recorded = api.dialect().recorded.clone();
+    let ours = |name: &str, value: &Value| {
+        Api::built_in().any(|row| {
+            let request = &row.dialect().request;
+            let mut headers = request.headers.iter().chain(&request.stream_headers);
+            headers.any(|header| header.0 == name && value == header.1)
+        })
+    };
+    for table in ["headers", "stream_headers"] {
+        let headers = recorded.pointer_mut(&format!("/request/{table}"));
+        if let Some(headers) = headers.and_then(Value::as_object_mut) {
+            headers.retain(|name, value| ours(name, value));
+        }
+    }
+    recorded
+}
+
 /// Flags whose values are, or may hold, what is sent to a model.
 const TEXT_FLAGS: &[&str] = &[
     "--prompt",
+    "--system-prompt",
+    "--image",
     "--stop",
     "--extra-body",
     "--extra-args",
+    "--query-template",
     "--redact",
     "--where",
 ];
@@ -147,6 +184,22 @@ mod tests {
         let masked = mask_texts(words, |text| text.len().to_string()).join(" ");
         let expected = "load --prompt=4 --stop 4 4 --url http://h --prompt 4 --model m";
         assert_eq!(masked, expected);
+    }
+
+    #[test]
+    fn a_recorded_dialect_has_only_headers_that_we_brought() {
+        use tapedeck_wire::dialect::Dialect;
+
+        let text = "version = 1\nextends = \"anthropic-messages\"\n\
+            [request.headers]\nX-Gate = \"pw\"\n[request.stream_headers]\nX-Api-Key = \"pw\"";
+        let api = Api::of(Dialect::parse(text, "own.toml", "own").unwrap());
+        let recorded = recorded_dialect(api);
+        assert!(!recorded.to_string().contains("pw"), "{recorded}");
+        assert_eq!(
+            recorded["request"]["headers"]["anthropic-version"],
+            "2023-06-01"
+        );
+        assert_eq!(Dialect::from_recorded(&recorded).unwrap().name, "own");
     }
 
     #[test]

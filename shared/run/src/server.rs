@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use http::header::{AUTHORIZATION, HeaderValue};
 use tapedeck_live::{Target, Timeouts};
 use tapedeck_simulator::{Running, SimConfig, Simulator};
-use tapedeck_wire::openai::Api;
+use tapedeck_wire::dialect::Api;
 use url::Url;
 
 use crate::args::{ServerMetricsArgs, TargetArgs};
@@ -96,11 +96,11 @@ impl Server {
         Sampling::resolve(metrics, &[target])
     }
 
-    /// The first model that the server lists.
+    /// The first model that the server lists, in answer to the credentials of `api`.
     ///
     /// # Errors
     /// When it does not answer or lists none.
-    pub fn first_model(&self, args: &TargetArgs, timeouts: &Timeouts) -> Result<String> {
-        discover::first_model(&self.url, args, timeouts)
+    pub fn first_model(&self, args: &TargetArgs, api: Api, timeouts: &Timeouts) -> Result<String> {
+        discover::first_model(&self.url, args, api, timeouts)
     }
 }

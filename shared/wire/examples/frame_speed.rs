@@ -83,12 +83,12 @@ fn main() {
     report("framing, 100-byte reads", || frame(stream, 100));
     report("interpreting each on its own", || {
         for payload in &payloads {
-            black_box(openai::interpret(Api::OpenAiChat, None, payload.as_bytes()));
+            black_box(openai::interpret(None, payload.as_bytes()));
         }
         payloads.len()
     });
     report("interpreting as a stream", || {
-        let mut interpreter = Interpreter::new(Api::OpenAiChat);
+        let mut interpreter = Interpreter::new();
         for payload in &payloads {
             black_box(interpreter.interpret(None, payload.as_bytes()));
         }

@@ -146,6 +146,13 @@ where
     read_strict(payload).or_else(|| read_strict(&repaired(payload)?))
 }
 
+/// The document in `payload`, as tolerant as [`read`]; for readers that do not know
+/// beforehand what they look for.
+pub(crate) fn document(payload: &[u8]) -> Option<serde_json::Value> {
+    let strict = |payload: &[u8]| serde_json::from_slice(payload).ok();
+    strict(payload).or_else(|| strict(&repaired(payload)?))
+}
+
 fn read_strict<S: Default + 'static>(payload: &[u8]) -> Option<S>
 where
     for<'s, 'de> &'s mut S: Reader<'de, Out = ()>,

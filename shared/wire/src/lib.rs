@@ -1,8 +1,9 @@
 //! Bytes → meaning: no clock, no async, no I/O, and nothing of ours below it.
 //!
 //! ```text
-//!  raw read ─▶ decode ─▶ sse ─▶ openai ─▶ response ─▶ chunks and one end
-//!             (gzip…)  (frames) (kinds)  (outcome)
+//!  raw read ─▶ decode ─▶ sse    ─▶ openai  ─▶ response ─▶ chunks and one end
+//!             (gzip…)   lines     places    (outcome)
+//!                       (frames)  (kinds)
 //! ```
 //!
 //! A caller hands every read of a response to [`response::ResponseReader`]
@@ -10,10 +11,15 @@
 //! stamp of the read that delivered the last byte of its payload. What a server
 //! does wrong is a value here, never an `Err` that ends a run and never a panic.
 //! Everything kept is a capped copy; lengths are always the true ones.
+//!
+//! Which framing and which reader an answer needs is in its [`dialect`].
 
 pub mod decode;
+pub mod dialect;
 mod lenient;
+pub mod lines;
 pub mod openai;
+pub mod places;
 pub mod prometheus;
 pub mod response;
 pub mod sse;

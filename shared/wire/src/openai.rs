@@ -6,7 +6,6 @@
 
 use crate::lenient;
 use crate::text;
-use crate::word_enum;
 use crate::words::ChunkKind;
 
 mod delta;
@@ -16,15 +15,13 @@ mod request;
 mod said;
 mod values;
 
+/// Here as well, where it once lived.
+pub use crate::dialect::Api;
 use document::Facts;
 pub use envelope::Interpreter;
 pub use request::{RequestFacts, request_facts};
 pub use said::{input_text, output_text};
-
-word_enum! {
-    /// Whose wire format an exchange speaks.
-    Api { OpenAiChat = "openai-chat", OpenAiCompletions = "openai-completions" }
-}
+pub(crate) use values::note_of;
 
 /// Token counts as the server reports them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -79,7 +76,7 @@ impl Meaning {
         }
     }
 
-    fn error(message: String) -> Self {
+    pub(crate) fn error(message: String) -> Self {
         Self {
             error: Some(message),
             ..Self::of(ChunkKind::Error)
@@ -87,12 +84,28 @@ impl Meaning {
     }
 }
 
-/// Reads one payload. `event_name` is the SSE `event:` field.
+/// Reads one payload of chat or completions: no field of one means something else
+/// in the other. `event_name` is the SSE `event:` field.
 #[must_use]
-pub fn interpret(api: Api, event_name: Option<&str>, payload: &[u8]) -> Meaning {
-    match api {
-        // One reader serves both: no field of one means something else in the other.
-        Api::OpenAiChat | Api::OpenAiCompletions => interpret_payload(event_name, payload),
+pub fn interpret(event_name: Option<&str>, payload: &[u8]) -> Meaning {
+    let payload = payload.trim_ascii();
+    if payload == b"[DONE]" {
+        return Meaning {
+            end_marker: true,
+            ..Meaning::of(ChunkKind::Done)
+        };
+    }
+    let named_error = event_name == Some("error");
+    if payload.is_empty() && !named_error {
+        return Meaning::default();
+    }
+    match lenient::read::<Facts>(payload) {
+        Some(facts) => facts.meaning(named_error, payload),
+        None if named_error => Meaning::error(text::snippet(payload)),
+        None => Meaning {
+            malformed: true,
+            ..Meaning::default()
+        },
     }
 }
 
@@ -126,28 +139,6 @@ pub fn error_message(body: &[u8]) -> Option<String> {
             .or(facts.detail.and_then(|note| note.message))
     });
     found.or_else(|| (!payload.is_empty()).then(|| text::snippet(payload)))
-}
-
-fn interpret_payload(event_name: Option<&str>, payload: &[u8]) -> Meaning {
-    let payload = payload.trim_ascii();
-    if payload == b"[DONE]" {
-        return Meaning {
-            end_marker: true,
-            ..Meaning::of(ChunkKind::Done)
-        };
-    }
-    let named_error = event_name == Some("error");
-    if payload.is_empty() && !named_error {
-        return Meaning::default();
-    }
-    match lenient::read::<Facts>(payload) {
-        Some(facts) => facts.meaning(named_error, payload),
-        None if named_error => Meaning::error(text::snippet(payload)),
-        None => Meaning {
-            malformed: true,
-            ..Meaning::default()
-        },
-    }
 }
 
 /// `name:` as a server that adds fields of its own would write it.

@@ -9,8 +9,10 @@ use bytes::Bytes;
 use memchr::memchr2;
 
 use crate::decode::{DecodeError, Decoder};
-use crate::openai::{self, Api, Usage};
-use crate::sse::Framer;
+use crate::dialect::{Api, Framing};
+use crate::lines::LineFramer;
+use crate::openai::{self, Usage};
+use crate::sse::{self, Frame};
 use crate::words::{ChunkKind, Outcome};
 
 mod body;
@@ -64,6 +66,36 @@ pub enum End {
     Timeout { error: String },
     /// The client, or the end of the run, ended it.
     Cancelled { error: String },
+}
+
+/// Cuts a stream into frames, as its dialect says.
+#[derive(Debug)]
+enum Framer<T> {
+    Sse(sse::Framer<T>),
+    Lines(LineFramer<T>),
+}
+
+impl<T: Copy> Framer<T> {
+    fn of(framing: Framing) -> Self {
+        match framing {
+            Framing::Sse | Framing::None => Self::Sse(sse::Framer::new()),
+            Framing::Ndjson => Self::Lines(LineFramer::new()),
+        }
+    }
+
+    fn feed(&mut self, tag: T, bytes: &[u8], out: &mut impl FnMut(Frame<'_, T>)) {
+        match self {
+            Self::Sse(framer) => framer.feed(tag, bytes, out),
+            Self::Lines(framer) => framer.feed(tag, bytes, out),
+        }
+    }
+
+    fn finish(&mut self, out: &mut impl FnMut(Frame<'_, T>)) {
+        match self {
+            Self::Sse(framer) => framer.finish(out),
+            Self::Lines(framer) => framer.finish(out),
+        }
+    }
 }
 
 /// What a response row needs from the body.
@@ -121,7 +153,9 @@ struct Answer<T> {
 enum Shape {
     /// Only white space so far.
     Undecided {
-        sse_type: bool,
+        framing: Framing,
+        /// The content type is that of such streams.
+        stream_type: bool,
     },
     Stream,
     /// Said to be SSE, but begins like a document: a JSON error under the stream's
@@ -137,11 +171,13 @@ impl<T: Copy> ResponseReader<T> {
             Ok(decoder) => (Some(decoder), None),
             Err(error) => (None, Some(error)),
         };
-        let shape = if decoder.is_none() || !is_success(spec.status) {
+        let framing = spec.api.dialect().response.framing;
+        let shape = if decoder.is_none() || !is_success(spec.status) || framing == Framing::None {
             Shape::Whole
         } else {
             Shape::Undecided {
-                sse_type: is_event_stream(spec.content_type),
+                framing,
+                stream_type: is_stream_type(framing, spec.content_type),
             }
         };
         Self {
@@ -152,7 +188,7 @@ impl<T: Copy> ResponseReader<T> {
                 shape,
                 stream_requested: spec.stream_requested,
                 status: spec.status,
-                framer: Framer::new(),
+                framer: Framer::of(framing),
                 body: BodyCopy::default(),
                 story: Story::new(spec.api),
             },
@@ -217,7 +253,10 @@ impl<T: Copy> ResponseReader<T> {
 impl<T: Copy> Answer<T> {
     fn feed(&mut self, tag: T, bytes: &[u8], out: &mut impl FnMut(Chunk<'_, T>)) {
         let mut bytes = match self.shape {
-            Shape::Undecided { sse_type } => self.decide(sse_type, bytes),
+            Shape::Undecided {
+                framing,
+                stream_type,
+            } => self.decide(framing, stream_type, bytes),
             _ => bytes,
         };
         // Line by line, so that the copy ends with the first event however the
@@ -251,13 +290,18 @@ impl<T: Copy> Answer<T> {
     /// Chooses the shape by the first byte that is neither white space nor part of
     /// a byte order mark. Returns what of `bytes` is still to be taken: a stream
     /// has no use for what stands before its first line.
-    fn decide<'a>(&mut self, sse_type: bool, bytes: &'a [u8]) -> &'a [u8] {
+    fn decide<'a>(&mut self, framing: Framing, stream_type: bool, bytes: &'a [u8]) -> &'a [u8] {
         let blank = |b: &u8| b.is_ascii_whitespace() || matches!(b, 0xEF | 0xBB | 0xBF);
         let Some(start) = bytes.iter().position(|b| !blank(b)) else {
             return bytes;
         };
-        let document = matches!(bytes[start], b'{' | b'[' | b'<');
-        self.shape = match (sse_type, document) {
+        // Lines of JSON begin as one document does, but no HTML page.
+        let documents = match framing {
+            Framing::Ndjson => &b"<"[..],
+            Framing::Sse | Framing::None => b"{[<",
+        };
+        let document = documents.contains(&bytes[start]);
+        self.shape = match (stream_type, document) {
             (true, true) => Shape::Doubtful,
             (true, false) => Shape::Stream,
             (false, true) => Shape::Whole,
@@ -368,9 +412,22 @@ fn is_success(status: u16) -> bool {
     (200..300).contains(&status)
 }
 
-fn is_event_stream(content_type: Option<&str>) -> bool {
+fn is_stream_type(framing: Framing, content_type: Option<&str>) -> bool {
+    let names: &[&str] = match framing {
+        Framing::Sse => &["text/event-stream"],
+        Framing::Ndjson => &[
+            "application/x-ndjson",
+            "application/ndjson",
+            "application/jsonl",
+            "application/stream+json",
+        ],
+        Framing::None => &[],
+    };
     let media_type = content_type.and_then(|value| value.split(';').next());
-    media_type.is_some_and(|value| value.trim().eq_ignore_ascii_case("text/event-stream"))
+    let media_type = media_type.unwrap_or_default().trim();
+    names
+        .iter()
+        .any(|name| media_type.eq_ignore_ascii_case(name))
 }
 
 #[cfg(test)]

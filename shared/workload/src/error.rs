@@ -53,6 +53,14 @@ pub enum WorkloadError {
     },
     #[error("{} is no regular file\nhint: a data set is read more than once; write it to a file first", .0.display())]
     NoFile(PathBuf),
+    #[error("{} is no folder\nhint: a single file of prompts is --dataset line_by_line", .0.display())]
+    NoFolder(PathBuf),
+    #[error("image {} {problem}", path.display())]
+    Image { path: PathBuf, problem: String },
+    #[error("--dataset-command {command}: {problem}")]
+    Command { command: String, problem: String },
+    #[error("these lengths cannot be had: {0}")]
+    Lengths(String),
     #[error("--prompt is empty")]
     EmptyPrompt,
     #[error("the limits on prompt lengths leave nothing to send: {0}")]

@@ -3,7 +3,7 @@
 use crate::dataset::{LeftOut, Reason};
 use crate::error::WorkloadError;
 use crate::prompts::Prompt;
-use crate::tokens::{Tokenizer, count_all};
+use crate::tokens::{Tokenizer, count_prompts};
 
 /// Lengths that a prompt may have, limits included.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -59,17 +59,14 @@ impl PromptLengths {
         if tokenizer.is_none() && self == Self::default() {
             return Ok(());
         }
-        let texts: Vec<String> = prompts.iter().map(|p| p.item.text()).collect();
-        if tokenizer.is_some() {
-            let counts = count_all(tokenizer, &texts, String::as_str)?;
-            for (prompt, count) in prompts.iter_mut().zip(counts) {
-                prompt.input_tokens = Some(count);
-            }
+        if let Some(tokenizer) = tokenizer {
+            count_prompts(tokenizer, prompts)?;
         }
-        let mut texts = texts.into_iter();
+        if self == Self::default() {
+            return Ok(());
+        }
         prompts.retain(|prompt| {
-            let text = texts.next().unwrap_or_default();
-            let objection = self.objection(&text, prompt.input_tokens);
+            let objection = self.objection(&prompt.item.text(), prompt.input_tokens);
             objection.is_none_or(|reason| {
                 left_out.add(reason, 1);
                 false

@@ -4,13 +4,18 @@
 //! [`dataset::load`] is the way in: a [`dataset::Request`] names a data set and
 //! what is wanted of it, [`dataset::Loaded`] holds the prompts and what was left
 //! out. Data sets that need Polars or a tokenizer come with the feature
-//! `datasets`; without it they are an error that says so.
+//! `datasets`; without it they are an error that says so. A prompt with turns is
+//! the beginning of a conversation, which a [`dialogue::Dialogue`] carries on.
 
 pub mod arrivals;
 pub mod body;
+pub mod command;
 pub mod dataset;
+pub mod dialogue;
 mod error;
 mod files;
+mod fixed;
+mod folder;
 mod lengths;
 mod parallel;
 pub mod prompts;
@@ -18,8 +23,11 @@ pub mod prompts;
 mod random;
 #[cfg(feature = "datasets")]
 mod records;
+mod sessions;
+pub mod shaping;
 #[cfg(feature = "datasets")]
 mod sharegpt;
+mod sonnet;
 #[cfg(feature = "datasets")]
 mod table;
 mod tokens;
@@ -29,5 +37,7 @@ pub use arrivals::ArrivalProcess;
 pub use body::BodyOptions;
 pub use error::WorkloadError;
 pub use lengths::PromptLengths;
-pub use prompts::{Item, Prompt};
+pub use prompts::{Item, Prompt, Turn};
+pub use shaping::Shaping;
+pub use sonnet::SonnetLengths;
 pub use tokens::{Encoder, encoder};

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::error::WorkloadError;
 use crate::files::{open, read_line, read_text};
@@ -56,7 +56,7 @@ fn texts(content: &Value) -> Vec<&str> {
     }
 }
 
-/// An item and what its data set knows of its lengths.
+/// An item and what its data set knows of its lengths and of what follows.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Prompt {
     pub item: Item,
@@ -65,6 +65,38 @@ pub struct Prompt {
     pub input_tokens: Option<u32>,
     /// Output limit that the data set asks for.
     pub max_tokens: Option<u32>,
+    /// The conversation that it begins, as the data set names it.
+    pub session_id: Option<String>,
+    /// What follows in that conversation; empty for a lone request.
+    pub turns: Vec<Turn>,
+}
+
+/// A later turn of a conversation.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Turn {
+    /// Messages between the turn before and this one, where the data set has
+    /// them: the recorded reply.
+    pub reply: Vec<Value>,
+    /// What is said then.
+    pub messages: Vec<Value>,
+    /// Output limit that the data set asks for.
+    pub max_tokens: Option<u32>,
+}
+
+/// A message of the user's.
+#[must_use]
+pub(crate) fn user(content: impl Into<Value>) -> Value {
+    message("user", content)
+}
+
+/// A message of the model's.
+#[must_use]
+pub(crate) fn assistant(content: impl Into<Value>) -> Value {
+    message("assistant", content)
+}
+
+pub(crate) fn message(role: &str, content: impl Into<Value>) -> Value {
+    json!({"role": role, "content": content.into()})
 }
 
 impl From<Item> for Prompt {
@@ -73,6 +105,8 @@ impl From<Item> for Prompt {
             item,
             input_tokens: None,
             max_tokens: None,
+            session_id: None,
+            turns: Vec::new(),
         }
     }
 }

@@ -12,7 +12,7 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 
-use crate::dataset::{DatasetSpec, Gathered, RandomLengths};
+use crate::dataset::{DatasetSpec, Gathered, PrefixGroups, RandomLengths};
 use crate::error::WorkloadError;
 use crate::parallel::on_all_cores;
 use crate::prompts::{Item, Prompt};
@@ -41,28 +41,39 @@ pub(crate) fn gather(
 ) -> Result<Gathered, WorkloadError> {
     let tokenizer = tokenizer.ok_or(WorkloadError::NeedsTokenizer("--dataset random"))?;
     let maker = Maker::new(tokenizer, spec.seed)?;
-    let prefix = maker.prefix(lengths.prefix_tokens as usize, spec.seed)?;
-    let number = spec.limit.unwrap_or(PROMPTS).min(MAX_PROMPTS);
-    let indices: Vec<usize> = (0..number).collect();
-    // A generator for each prompt, so that threads change nothing.
-    let made = on_all_cores(&indices, |index| -> Result<Prompt, WorkloadError> {
-        let mut rng = rng(spec.seed, &format!("prompt {index}"));
-        let input = around(&mut rng, lengths.input_tokens, lengths.range_ratio);
-        let output = lengths
-            .output_tokens
-            .map(|n| around(&mut rng, n, lengths.range_ratio));
-        Ok(Prompt {
-            item: Item::Text(maker.exact(&mut rng, &prefix, input as usize)?),
-            input_tokens: Some(lengths.prefix_tokens + input),
-            max_tokens: output,
-        })
+    let prefix = maker.prefix(
+        lengths.prefix_tokens as usize,
+        &mut rng(spec.seed, "prefix"),
+    )?;
+    let number = spec.wanted().unwrap_or(PROMPTS);
+    let groups = vec![0; number.min(MAX_PROMPTS)];
+    maker.prompts(lengths, spec.seed, &[prefix], &groups)
+}
+
+/// As [`gather`], each prompt with the prefix of its group. Groups take turns, and
+/// then all prompts are shuffled.
+pub(crate) fn gather_groups(
+    groups: &PrefixGroups,
+    spec: &DatasetSpec,
+    tokenizer: Option<&Tokenizer>,
+) -> Result<Gathered, WorkloadError> {
+    let tokenizer = tokenizer.ok_or(WorkloadError::NeedsTokenizer("--dataset prefix"))?;
+    let maker = Maker::new(tokenizer, spec.seed)?;
+    let count = (groups.groups as usize).clamp(1, MAX_PROMPTS);
+    let length = groups.lengths.prefix_tokens as usize;
+    let prefixes = (0..count).map(|group| {
+        let mut rng = rng(spec.seed, &format!("prefix {group}"));
+        maker.prefix(length, &mut rng)
     });
-    let prompts = made.into_iter().collect::<Result<Vec<_>, _>>()?;
-    Ok(Gathered {
-        records: prompts.len() as u64,
-        prompts,
-        ..Gathered::default()
-    })
+    let prefixes = prefixes.collect::<Result<Vec<_>, _>>()?;
+    let whole = groups.prompts_per_group.map(|n| count * n as usize);
+    let number = match (spec.wanted(), whole) {
+        (Some(wanted), Some(whole)) => wanted.min(whole),
+        (wanted, whole) => wanted.or(whole).unwrap_or(PROMPTS),
+    };
+    let mut order: Vec<usize> = (0..number.min(MAX_PROMPTS)).map(|i| i % count).collect();
+    order.shuffle(&mut rng(spec.seed, "order"));
+    maker.prompts(groups.lengths, spec.seed, &prefixes, &order)
 }
 
 /// A generator of its own for each `purpose`.
@@ -117,11 +128,45 @@ impl<'a> Maker<'a> {
         Ok(Self { tokenizer, pool })
     }
 
-    fn prefix(&self, length: usize, seed: u64) -> Result<Prefix, WorkloadError> {
+    /// A prompt for each of `order`, which says whose prefix it begins with.
+    fn prompts(
+        &self,
+        lengths: RandomLengths,
+        seed: u64,
+        prefixes: &[Prefix],
+        order: &[usize],
+    ) -> Result<Gathered, WorkloadError> {
+        let indices: Vec<usize> = (0..order.len()).collect();
+        // A generator for each prompt, so that threads change nothing.
+        let made = on_all_cores(&indices, |index| -> Result<Prompt, WorkloadError> {
+            let mut rng = rng(seed, &format!("prompt {index}"));
+            let input = match lengths.input_range {
+                Some((low, high)) => rng.random_range(low.max(1)..=high.max(1)),
+                None => around(&mut rng, lengths.input_tokens, lengths.range_ratio),
+            };
+            let output = lengths
+                .output_tokens
+                .map(|n| around(&mut rng, n, lengths.range_ratio));
+            let prefix = &prefixes[order[*index]];
+            Ok(Prompt {
+                input_tokens: Some(lengths.prefix_tokens + input),
+                max_tokens: output,
+                ..Item::Text(self.exact(&mut rng, prefix, input as usize)?).into()
+            })
+        });
+        let prompts = made.into_iter().collect::<Result<Vec<_>, _>>()?;
+        Ok(Gathered {
+            records: prompts.len() as u64,
+            prompts,
+            ..Gathered::default()
+        })
+    }
+
+    fn prefix(&self, length: usize, rng: &mut StdRng) -> Result<Prefix, WorkloadError> {
         if length == 0 {
             return Ok(Prefix::default());
         }
-        let text = self.exact(&mut rng(seed, "prefix"), &Prefix::default(), length)?;
+        let text = self.exact(rng, &Prefix::default(), length)?;
         let tokens = self.tokenizer.encode(&text)?;
         Ok(Prefix { text, tokens })
     }
@@ -178,7 +223,6 @@ fn stands_for_itself(tokenizer: &Tokenizer, token: u32) -> Result<bool, Workload
 mod tests {
     use super::*;
     use crate::dataset::{self, Source};
-    use crate::lengths::PromptLengths;
     use proptest::prelude::*;
     use serde_json::{Value, json};
     use std::collections::BTreeMap;
@@ -252,13 +296,10 @@ mod tests {
 
     fn spec(tokenizer: &Path, lengths: RandomLengths, seed: u64, number: usize) -> DatasetSpec {
         DatasetSpec {
-            source: Source::Random(lengths),
             tokenizer_path: Some(tokenizer.to_owned()),
-            skip_bad: false,
             seed,
             limit: Some(number),
-            lengths: PromptLengths::default(),
-            max_tokens: None,
+            ..DatasetSpec::new(Source::Random(lengths))
         }
     }
 
@@ -290,6 +331,7 @@ mod tests {
                 output_tokens: Some(input_tokens),
                 range_ratio: if ratio < 0.3 { 0.0 } else { ratio },
                 prefix_tokens,
+                input_range: None,
             }
         })
     }
@@ -322,9 +364,9 @@ mod tests {
         );
         let lengths = RandomLengths {
             input_tokens: 20,
-            output_tokens: None,
             range_ratio: 0.5,
             prefix_tokens: 3,
+            ..RandomLengths::default()
         };
         let prompts = |seed, number| {
             let loaded = dataset::load(&spec(&path, lengths, seed, number)).unwrap();
@@ -337,6 +379,36 @@ mod tests {
     }
 
     #[test]
+    fn groups_begin_alike_and_lengths_keep_to_their_range() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = write(dir.path(), &word_level());
+        let groups = PrefixGroups {
+            lengths: RandomLengths {
+                input_range: Some((4, 6)),
+                prefix_tokens: 12,
+                ..RandomLengths::default()
+            },
+            groups: 3,
+            prompts_per_group: Some(5),
+        };
+        let spec = DatasetSpec {
+            tokenizer_path: Some(path),
+            ..DatasetSpec::new(Source::Prefix(groups))
+        };
+        let prompts = dataset::load(&spec).unwrap().prompts;
+        assert_eq!(prompts, dataset::load(&spec).unwrap().prompts);
+        let mut sizes: BTreeMap<String, usize> = BTreeMap::new();
+        for prompt in &prompts {
+            let text = prompt.item.text();
+            // A token of this tokenizer is a word.
+            let words: Vec<&str> = text.split(' ').collect();
+            assert!((16..=18).contains(&words.len()));
+            *sizes.entry(words[..12].join(" ")).or_default() += 1;
+        }
+        assert_eq!(sizes.into_values().collect::<Vec<_>>(), [5, 5, 5]);
+    }
+
+    #[test]
     fn a_tokenizer_that_gives_nothing_back_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         let mut lossy = word_level();
@@ -346,9 +418,7 @@ mod tests {
         let path = write(dir.path(), &lossy);
         let lengths = RandomLengths {
             input_tokens: 5,
-            output_tokens: None,
-            range_ratio: 0.0,
-            prefix_tokens: 0,
+            ..RandomLengths::default()
         };
         let refused = dataset::load(&spec(&path, lengths, 0, 1)).unwrap_err();
         assert!(matches!(refused, WorkloadError::NoUsableToken(_)));

@@ -5,6 +5,9 @@
 //! speaks; a pair is left out when its prompt or its completion is under 4 tokens,
 //! its prompt over 1024, or both together over 2048. With a fixed output length
 //! that length stands for the completion's, and the rule of 4 does not apply to it.
+//!
+//! Of a conversation of several turns the rules look at the first pair. Each later
+//! pair is a turn, its completion the recorded reply that the next turn carries.
 
 use std::path::Path;
 
@@ -15,9 +18,9 @@ use rand::seq::SliceRandom;
 
 use crate::dataset::{DatasetSpec, Gathered, Reason};
 use crate::error::WorkloadError;
-use crate::prompts::{Item, Prompt};
+use crate::prompts::{Item, Prompt, Turn, assistant, user};
 use crate::table::{Columns, read};
-use crate::tokens::{Tokenizer, count_all};
+use crate::tokens::{Tokenizer, count, count_all};
 
 const MIN_TOKENS: u32 = 4;
 const MAX_PROMPT_TOKENS: u32 = 1024;
@@ -32,33 +35,40 @@ struct Pair {
     completion: String,
 }
 
+/// The first pair of a conversation, and the others.
+struct Conversation {
+    first: Pair,
+    later: Vec<Pair>,
+}
+
 pub(crate) fn gather(
     path: &Path,
     spec: &DatasetSpec,
     tokenizer: Option<&Tokenizer>,
 ) -> Result<Gathered, WorkloadError> {
-    let (mut pairs, mut gathered) = pairs(path, spec.skip_bad)?;
+    let (mut found, mut gathered) = conversations(path, spec)?;
     gathered.is_estimated = tokenizer.is_none();
-    pairs.shuffle(&mut StdRng::seed_from_u64(spec.seed));
+    found.shuffle(&mut StdRng::seed_from_u64(spec.seed));
     let limit = spec.limit.unwrap_or(usize::MAX);
-    gathered.unused = pairs.len() as u64;
-    for some in pairs.chunks(COUNTED_AT_ONCE) {
-        let prompt_tokens = count_all(tokenizer, some, |pair| &pair.prompt)?;
+    gathered.unused = found.len() as u64;
+    for some in found.chunks(COUNTED_AT_ONCE) {
+        let prompt_tokens = count_all(tokenizer, some, |one| &one.first.prompt)?;
         let output_tokens = match spec.max_tokens {
             Some(fixed) => vec![fixed; some.len()],
-            None => count_all(tokenizer, some, |pair| &pair.completion)?,
+            None => count_all(tokenizer, some, |one| &one.first.completion)?,
         };
-        for ((pair, prompt), output) in some.iter().zip(prompt_tokens).zip(output_tokens) {
+        for ((one, prompt), output) in some.iter().zip(prompt_tokens).zip(output_tokens) {
             if gathered.prompts.len() >= limit {
                 break;
             }
             gathered.unused -= 1;
-            match objection(pair, prompt, output, spec) {
+            match objection(&one.first, prompt, output, spec) {
                 Some(reason) => gathered.left_out.add(reason, 1),
                 None => gathered.prompts.push(Prompt {
-                    item: Item::Text(pair.prompt.clone()),
                     input_tokens: tokenizer.map(|_| prompt),
                     max_tokens: Some(output),
+                    turns: turns(one, spec, tokenizer)?,
+                    ..Item::Text(one.first.prompt.clone()).into()
                 }),
             }
         }
@@ -67,6 +77,27 @@ pub(crate) fn gather(
         }
     }
     Ok(gathered)
+}
+
+/// The turns behind the first, each with the reply to the one before it.
+fn turns(
+    one: &Conversation,
+    spec: &DatasetSpec,
+    tokenizer: Option<&Tokenizer>,
+) -> Result<Vec<Turn>, WorkloadError> {
+    let before = std::iter::once(&one.first).chain(&one.later);
+    let turn = |(before, pair): (&Pair, &Pair)| {
+        let output = match spec.max_tokens {
+            Some(fixed) => fixed,
+            None => count(tokenizer, &pair.completion)?,
+        };
+        Ok(Turn {
+            reply: vec![assistant(before.completion.as_str())],
+            messages: vec![user(pair.prompt.as_str())],
+            max_tokens: Some(output),
+        })
+    };
+    before.zip(&one.later).map(turn).collect()
 }
 
 fn objection(pair: &Pair, prompt: u32, output: u32, spec: &DatasetSpec) -> Option<Reason> {
@@ -83,28 +114,40 @@ fn objection(pair: &Pair, prompt: u32, output: u32, spec: &DatasetSpec) -> Optio
     }
 }
 
-/// Prompt and completion of every conversation that has them, in the file's
-/// order.
-fn pairs(path: &Path, skip_bad: bool) -> Result<(Vec<Pair>, Gathered), WorkloadError> {
+/// Every conversation of at least a prompt and a completion, in the file's order,
+/// with as many pairs as turns are wanted.
+fn conversations(
+    path: &Path,
+    spec: &DatasetSpec,
+) -> Result<(Vec<Conversation>, Gathered), WorkloadError> {
     let turn = DataType::Struct(vec![Field::new("value".into(), DataType::String)]);
-    let conversations = DataType::List(Box::new(turn));
-    let nth = |n: i64| {
-        let turn = col("conversations").list().get(lit(n), true);
+    let turns = DataType::List(Box::new(turn));
+    let nth = |n: usize| {
+        let turn = col("conversations").list().get(lit(n as i64), true);
         turn.struct_().field_by_name("value")
     };
+    let texts: Vec<Expr> = (0..2 * spec.num_turns).map(nth).collect();
     let columns = Columns {
-        schema: Schema::from_iter([Field::new("conversations".into(), conversations)]),
-        texts: &[nth(0), nth(1)],
+        schema: Schema::from_iter([Field::new("conversations".into(), turns)]),
+        texts: &texts,
     };
-    let mut pairs = Vec::new();
+    let mut found = Vec::new();
     let mut few_turns = 0;
-    let tally = read(path, skip_bad, &columns, |row| {
-        match (row[0], row[1]) {
-            (Some(prompt), Some(completion)) => pairs.push(Pair {
-                prompt: prompt.to_owned(),
-                completion: completion.to_owned(),
+    let tally = read(path, spec.skip_bad, &columns, |row| {
+        let pairs = row.chunks(2).map_while(|pair| match pair {
+            [Some(prompt), Some(completion)] => Some(Pair {
+                prompt: (*prompt).to_owned(),
+                completion: (*completion).to_owned(),
             }),
-            _ => few_turns += 1,
+            _ => None,
+        });
+        let mut pairs = pairs.fuse();
+        match pairs.next() {
+            Some(first) => found.push(Conversation {
+                first,
+                later: pairs.collect(),
+            }),
+            None => few_turns += 1,
         }
         Ok(())
     })?;
@@ -115,14 +158,13 @@ fn pairs(path: &Path, skip_bad: bool) -> Result<(Vec<Pair>, Gathered), WorkloadE
         ..Gathered::default()
     };
     gathered.left_out.add(Reason::FewTurns, few_turns);
-    Ok((pairs, gathered))
+    Ok((found, gathered))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::dataset::{self, CountedBy, LeftOut, Source};
-    use crate::lengths::PromptLengths;
     use serde_json::{Value, json};
     use std::path::PathBuf;
 
@@ -134,15 +176,7 @@ mod tests {
     }
 
     fn spec(path: PathBuf) -> DatasetSpec {
-        DatasetSpec {
-            source: Source::ShareGpt(path),
-            tokenizer_path: None,
-            skip_bad: false,
-            seed: 0,
-            limit: None,
-            lengths: PromptLengths::default(),
-            max_tokens: None,
-        }
+        DatasetSpec::new(Source::ShareGpt(path))
     }
 
     fn file(dir: &tempfile::TempDir, text: &str) -> PathBuf {
@@ -200,6 +234,31 @@ mod tests {
         };
         let loaded = dataset::load(&fixed).unwrap();
         assert_eq!(loaded.prompts.len(), 4);
+    }
+
+    #[test]
+    fn later_pairs_are_turns_that_carry_the_reply_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let said: Vec<String> = (4..9).map(tokens).collect();
+        let said: Vec<&str> = said.iter().map(String::as_str).collect();
+        let path = file(&dir, &json!([record(&said)]).to_string());
+        let load = |num_turns| {
+            let spec = DatasetSpec {
+                num_turns,
+                ..spec(path.clone())
+            };
+            dataset::load(&spec).unwrap().prompts
+        };
+        assert!(load(1)[0].turns.is_empty());
+        // The fifth has no completion: it is no turn.
+        let whole = load(9);
+        assert_eq!(whole, load(2));
+        let [turn] = &whole[0].turns[..] else {
+            panic!("{whole:?}")
+        };
+        assert_eq!(turn.reply, [assistant(said[1])]);
+        assert_eq!(turn.messages, [user(said[2])]);
+        assert_eq!(turn.max_tokens, Some(7));
     }
 
     #[test]

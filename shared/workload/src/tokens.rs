@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::error::WorkloadError;
 use crate::parallel::on_all_cores;
+use crate::prompts::Prompt;
 
 #[cfg(feature = "datasets")]
 pub(crate) use tapedeck_tokens::Tokenizer;
@@ -97,4 +98,17 @@ pub(crate) fn count_all<T: Sync>(
 ) -> Result<Vec<u32>, WorkloadError> {
     let counted = on_all_cores(items, |item| count(tokenizer, text(item)));
     counted.into_iter().collect()
+}
+
+/// Counts the tokens of every prompt anew.
+pub(crate) fn count_prompts(
+    tokenizer: &Tokenizer,
+    prompts: &mut [Prompt],
+) -> Result<(), WorkloadError> {
+    let texts: Vec<String> = prompts.iter().map(|p| p.item.text()).collect();
+    let counts = count_all(Some(tokenizer), &texts, String::as_str)?;
+    for (prompt, count) in prompts.iter_mut().zip(counts) {
+        prompt.input_tokens = Some(count);
+    }
+    Ok(())
 }

@@ -74,6 +74,7 @@ pub fn arrival(request: Arc<PreparedRequest>, offset_ns: Option<i64>) -> Arrival
         turn: None,
         parent_request_id: None,
         replay_of: None,
+        conversation: None,
     }
 }
 

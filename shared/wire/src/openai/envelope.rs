@@ -9,7 +9,7 @@
 
 use memchr::memmem;
 
-use super::{Api, Meaning, interpret};
+use super::{Meaning, interpret};
 use crate::words::ChunkKind;
 
 /// Envelopes are some 200 bytes; longer ones are not worth remembering per stream.
@@ -20,9 +20,8 @@ const MAX_ENVELOPE_BYTES: usize = 2048;
 const MAX_MISSES: u8 = 8;
 
 /// [`interpret`] for the payloads of one stream, in order.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Interpreter {
-    api: Api,
     envelope: Envelope,
     misses: u8,
 }
@@ -41,12 +40,8 @@ struct Envelope {
 
 impl Interpreter {
     #[must_use]
-    pub fn new(api: Api) -> Self {
-        Self {
-            api,
-            envelope: Envelope::default(),
-            misses: 0,
-        }
+    pub fn new() -> Self {
+        Self::default()
     }
 
     /// Reads the next payload; the same as [`interpret`].
@@ -57,7 +52,7 @@ impl Interpreter {
             self.misses = 0;
             return self.envelope.meaning();
         }
-        let meaning = interpret(self.api, event_name, payload);
+        let meaning = interpret(event_name, payload);
         if self.misses < MAX_MISSES && is_only_text(&meaning) {
             self.misses += 1;
             self.envelope.remember(payload, &meaning);
@@ -219,9 +214,9 @@ mod tests {
         /// For every sequence of payloads, what is remembered changes no meaning.
         #[test]
         fn remembering_changes_no_meaning(payloads in proptest::collection::vec(payloads(), 0..12)) {
-            let mut interpreter = Interpreter::new(Api::OpenAiChat);
+            let mut interpreter = Interpreter::new();
             for payload in payloads {
-                let expected = interpret(Api::OpenAiChat, None, payload.as_bytes());
+                let expected = interpret(None, payload.as_bytes());
                 prop_assert_eq!(interpreter.interpret(None, payload.as_bytes()), expected, "{}", payload);
             }
         }
@@ -229,7 +224,7 @@ mod tests {
 
     #[test]
     fn a_second_chunk_of_the_same_shape_is_recognised() {
-        let mut interpreter = Interpreter::new(Api::OpenAiChat);
+        let mut interpreter = Interpreter::new();
         let first = interpreter.interpret(None, chunk("a").as_bytes());
         for text in [" b", "\\n\\n", "say \\\"x\\\"", "é😀"] {
             assert!(interpreter.envelope.holds(chunk(text).as_bytes()), "{text}");
@@ -247,7 +242,7 @@ mod tests {
 
     #[test]
     fn a_stream_that_never_repeats_itself_is_given_up() {
-        let mut interpreter = Interpreter::new(Api::OpenAiChat);
+        let mut interpreter = Interpreter::new();
         for number in 0..20 {
             let payload = format!(r#"{{"choices":[{{"text":"a","x":{number}}}]}}"#);
             assert_eq!(

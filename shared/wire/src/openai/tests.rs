@@ -4,7 +4,7 @@ use super::*;
 use ChunkKind::{Content, Done, Other, Reasoning, Role, Tool};
 
 fn read(payload: &str) -> Meaning {
-    interpret(Api::OpenAiChat, None, payload.as_bytes())
+    interpret(None, payload.as_bytes())
 }
 
 fn delta(fields: &str) -> Meaning {
@@ -227,7 +227,7 @@ fn errors_come_in_many_shapes() {
 
 #[test]
 fn an_sse_event_named_error_is_an_error_whatever_it_holds() {
-    let named = |payload: &str| interpret(Api::OpenAiChat, Some("error"), payload.as_bytes());
+    let named = |payload: &str| interpret(Some("error"), payload.as_bytes());
     assert_eq!(
         named(r#"{"message":"boom"}"#).error.as_deref(),
         Some("boom")
@@ -345,7 +345,7 @@ fn text_that_no_string_can_hold_is_still_read() {
         b"\"}}]}",
     ]
     .concat();
-    let meaning = interpret(Api::OpenAiChat, None, &invalid);
+    let meaning = interpret(None, &invalid);
     assert_eq!(
         (meaning.kind, meaning.malformed, meaning.choice_index),
         (Content, false, Some(2))
@@ -355,7 +355,7 @@ fn text_that_no_string_can_hold_is_still_read() {
         b"\"}}]}",
     ]
     .concat();
-    assert_eq!(interpret(Api::OpenAiChat, None, &in_skipped).kind, Content);
+    assert_eq!(interpret(None, &in_skipped).kind, Content);
     kinds(&[
         (r#""content":"\ud83d""#, Content),
         (r#""content":"\ude00x""#, Content),
@@ -459,8 +459,8 @@ proptest! {
 
     #[test]
     fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-        drop(interpret(Api::OpenAiChat, Some("error"), &bytes));
-        drop(interpret(Api::OpenAiCompletions, None, &bytes));
+        drop(interpret(Some("error"), &bytes));
+        drop(interpret(None, &bytes));
         drop(interpret_field(&bytes));
         drop(error_message(&bytes));
     }

@@ -1,6 +1,7 @@
 //! Counts and error messages, wherever in a document they stand.
 
-use serde::de::{IgnoredAny, MapAccess, SeqAccess};
+use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess};
+use serde_json::Value;
 
 use super::Usage;
 use crate::lenient::{Any, Key, Length, Number, Reader, Text};
@@ -84,8 +85,13 @@ impl<'de> Reader<'de> for UsageCounts {
 
 /// An error that a document reports, with its message where it has one.
 #[derive(Debug, Default)]
-pub(super) struct ErrorNote {
-    pub(super) message: Option<String>,
+pub(crate) struct ErrorNote {
+    pub(crate) message: Option<String>,
+}
+
+/// What `value` reports, if anything; the rules are those of [`ErrorNotes`].
+pub(crate) fn note_of(value: &Value) -> Option<ErrorNote> {
+    Any(ErrorNotes).deserialize(value).ok().flatten()
 }
 
 /// `error` or `detail`: text, `true`, an object, or a list of such. Empty text,

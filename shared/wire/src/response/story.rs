@@ -1,6 +1,8 @@
 //! What the payloads of one response add up to.
 
-use crate::openai::{self, Api, Interpreter, Meaning, Usage};
+use crate::dialect::{Api, Dialect, EndRule, InterpreterName};
+use crate::openai::{self, Meaning, Usage};
+use crate::places;
 use crate::sse::{Frame, FrameClass};
 use crate::words::{ChunkKind, Outcome};
 
@@ -8,8 +10,8 @@ use super::{Chunk, End};
 
 #[derive(Debug)]
 pub(super) struct Story {
-    api: Api,
     interpreter: Interpreter,
+    end_rule: EndRule,
     pub(super) chunk_count: i32,
     pub(super) malformed_chunks: i32,
     pub(super) finish_reason: Option<String>,
@@ -19,6 +21,29 @@ pub(super) struct Story {
     error: Option<String>,
     finished: bool,
     choices: Choices,
+}
+
+/// Who reads the payloads of a stream.
+#[derive(Debug)]
+enum Interpreter {
+    OpenAi(openai::Interpreter),
+    Places(places::Interpreter),
+}
+
+impl Interpreter {
+    fn of(dialect: &'static Dialect) -> Self {
+        match dialect.response.interpreter {
+            InterpreterName::OpenAi => Self::OpenAi(openai::Interpreter::new()),
+            InterpreterName::Places => Self::Places(places::Interpreter::new(dialect)),
+        }
+    }
+
+    fn interpret(&mut self, event_name: Option<&str>, payload: &[u8]) -> Meaning {
+        match self {
+            Self::OpenAi(interpreter) => interpreter.interpret(event_name, payload),
+            Self::Places(interpreter) => interpreter.interpret(event_name, payload),
+        }
+    }
 }
 
 /// Which choices were seen and which have finished, one bit each. Choices beyond
@@ -51,8 +76,8 @@ impl Choices {
 impl Story {
     pub(super) fn new(api: Api) -> Self {
         Self {
-            api,
-            interpreter: Interpreter::new(api),
+            interpreter: Interpreter::of(api.dialect()),
+            end_rule: api.dialect().response.end,
             chunk_count: 0,
             malformed_chunks: 0,
             finish_reason: None,
@@ -127,16 +152,15 @@ impl Story {
     /// Reads a whole answer; whether it is JSON.
     pub(super) fn take_document(&mut self, body: &[u8]) -> bool {
         let body = body.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(body);
-        let meaning = openai::interpret(self.api, None, body);
+        let meaning = self.interpreter.interpret(None, body);
         let is_json = !meaning.malformed && !body.trim_ascii().is_empty();
         self.add(meaning);
         is_json
     }
 
     fn add(&mut self, meaning: Meaning) {
-        self.choices
-            .note(meaning.choice_index, meaning.finish_reason.is_some());
-        self.finished |= meaning.finish_reason.is_some();
+        self.choices.note(meaning.choice_index, meaning.end_marker);
+        self.finished |= meaning.end_marker;
         self.done |= meaning.kind == ChunkKind::Done;
         if meaning.finish_reason.is_some() {
             self.finish_reason = meaning.finish_reason;
@@ -152,6 +176,12 @@ impl Story {
         self.done || (self.finished && self.choices.all_finished())
     }
 
+    /// Whether a clean end is all the marker that the API has, and something whole
+    /// came before it.
+    fn ends_by_closing(&self) -> bool {
+        self.end_rule == EndRule::Close && self.chunk_count > 0 && self.malformed_chunks == 0
+    }
+
     /// The outcome where it does not depend on how the bytes parse; `None` for a
     /// clean end without any marker.
     pub(super) fn verdict(&mut self, end: End) -> Option<(Outcome, Option<String>)> {
@@ -162,6 +192,7 @@ impl Story {
             return Some((Outcome::Ok, None));
         }
         match end {
+            End::Clean if self.ends_by_closing() => Some((Outcome::Ok, None)),
             End::Clean => None,
             End::Broken { error } => Some((Outcome::ConnectionError, Some(error))),
             End::Timeout { error } => Some((Outcome::Timeout, Some(error))),
