@@ -40,4 +40,5 @@ mod support;
 mod tidy;
 mod tls;
 mod tokens;
+mod traces;
 mod workloads;

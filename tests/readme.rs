@@ -90,7 +90,7 @@ fn every_program_and_command_explains_itself() {
             "analyze",
             &["report", "query", "shell", "sql", "ls", "check"],
         ),
-        ("replay", &["run", "plan"]),
+        ("replay", &["run", "plan", "import"]),
     ] {
         let help = run(name, ["--help"]).expect(0).stdout;
         for command in commands {

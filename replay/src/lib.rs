@@ -1,9 +1,12 @@
 //! Replay: the load generator with arrivals from a recording.
 //!
-//! [`source`] turns a recording into planned requests, [`run`] sends them through
-//! the same harness as `record load`.
+//! [`source`] turns a recording or a trace into planned requests, [`bodies`] makes
+//! what is sent of them, [`run`] sends it through the same harness as `record load`.
+//! [`import`] makes a recording of a trace.
 
+pub mod bodies;
 pub mod cli;
+pub mod import;
 pub mod run;
 pub mod source;
 
@@ -19,6 +22,7 @@ pub fn run(cli: Cli) -> ExitCode {
     let result = match cli.command {
         Command::Run(args) => run::run(&args),
         Command::Plan(args) => run::print_plan(&args).map(|()| Ending::Fine),
+        Command::Import(args) => import::import(&args).map(|()| Ending::Fine),
     };
     exit_code(result)
 }

@@ -31,6 +31,7 @@ mod sonnet;
 #[cfg(feature = "datasets")]
 mod table;
 mod tokens;
+pub mod trace;
 
 pub use arrivals::ArrivalProcess;
 pub use body::BodyOptions;
