@@ -80,6 +80,7 @@ const VIEWS: &[(&str, &str)] = sql_files![
     "2_request/chunk_gap.sql",
     "2_request/chunk_stream.sql",
     "2_request/flight.sql",
+    "2_request/flight_level.sql",
     "2_request/read_lag.sql",
     "2_request/request_latency.sql",
     "2_request/request_metric.sql",

@@ -1,5 +1,5 @@
 -- concurrency: one row per recording: measured attempts in flight, from sent to the end of the response.
--- Reads: recordings, window, flight.
+-- Reads: recordings, window, flight, flight_level.
 --   recording_id     TEXT    -         -  Key.
 --   concurrency      DOUBLE  requests  -  Time average over the window. NULL without a window.
 --   concurrency_max  BIGINT  requests  -  Most at one instant; an end frees its place before a start at the same instant.
@@ -10,24 +10,9 @@ average AS (
   FROM flight
   GROUP BY recording_id
 ),
-step AS (
-  SELECT recording_id, t_from_ns AS t_ns, 1 AS change FROM flight
-  UNION ALL
-  SELECT recording_id, t_to_ns AS t_ns, -1 AS change FROM flight
-),
-level AS (
-  SELECT
-    recording_id,
-    sum(change) OVER (
-      PARTITION BY recording_id
-      ORDER BY t_ns, change
-      ROWS UNBOUNDED PRECEDING
-    ) AS in_flight
-  FROM step
-),
 peak AS (
   SELECT recording_id, max(in_flight) AS concurrency_max
-  FROM level
+  FROM flight_level
   GROUP BY recording_id
 )
 SELECT

@@ -1,5 +1,5 @@
 -- steady_state: one row per recording: the part of the window in which the load was at its plateau, and the rates within it.
--- Reads: recordings, window, flight, request_latency.
+-- Reads: recordings, window, flight_level, request_latency.
 --   recording_id             TEXT    -           -       Key.
 --   plateau                  BIGINT  requests    -       Attempts in flight from which on the load counts as steady: 95 % of the most there were.
 --   t_from_ns                BIGINT  ns          -       First instant with as many in flight. NULL when nothing was sent.
@@ -19,25 +19,6 @@ CREATE VIEW steady_state AS
 -- rates look smaller. The rule is that of SGLang's Rust client: 0.95 of the
 -- highest concurrency, from the first time to the last.
 WITH
-step AS (
-  SELECT recording_id, t_from_ns AS t_ns, 1 AS change FROM flight
-  UNION ALL
-  SELECT recording_id, t_to_ns AS t_ns, -1 AS change FROM flight
-),
-level AS (
-  SELECT
-    recording_id,
-    t_ns,
-    sum(change) OVER in_order AS in_flight,
-    lead(t_ns) OVER (PARTITION BY recording_id ORDER BY t_ns, change)
-      AS t_next_ns
-  FROM step
-  WINDOW in_order AS (
-    PARTITION BY recording_id
-    ORDER BY t_ns, change
-    ROWS UNBOUNDED PRECEDING
-  )
-),
 ranked AS (
   SELECT
     recording_id,
@@ -45,7 +26,7 @@ ranked AS (
     t_next_ns,
     in_flight,
     max(in_flight) OVER (PARTITION BY recording_id) AS most
-  FROM level
+  FROM flight_level
 ),
 plateau AS (
   SELECT
