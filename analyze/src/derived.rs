@@ -185,10 +185,13 @@ async fn rows(part: Arc<Part>, range: Range) -> Result<Rows, Failed> {
 
 /// `schema` of a part's session, with the recording's id as text.
 fn named(schema: &Schema) -> SchemaRef {
-    let fields = schema.fields().iter().map(|field| match field.name().as_str() {
-        RECORDING_ID => Arc::new(Field::new(RECORDING_ID, DataType::Utf8, false)),
-        _ => Arc::clone(field),
-    });
+    let fields = schema
+        .fields()
+        .iter()
+        .map(|field| match field.name().as_str() {
+            RECORDING_ID => Arc::new(Field::new(RECORDING_ID, DataType::Utf8, false)),
+            _ => Arc::clone(field),
+        });
     Arc::new(Schema::new(fields.collect::<Vec<_>>()))
 }
 
