@@ -4,9 +4,9 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 
-use tapedeck_analyze::{Format, ReportOptions, report};
+use tapedeck_analyze::{Format, Parameters, ReportOptions, Session, report};
 use tapedeck_recording::manifest::{Manifest, State};
-use tapedeck_recording::{ChunkKind, EventBatch};
+use tapedeck_recording::{ChunkKind, EventBatch, Recording};
 
 use crate::support::recording::{self, MS, chunk, request, response};
 
@@ -148,4 +148,45 @@ fn a_sealed_file_that_has_changed_is_doubt_that_comes_first() {
 
     fs::write(path.join(&segment.file), &bytes).unwrap();
     assert_eq!(json(&path), sound, "mended");
+}
+
+#[test]
+fn what_does_not_fit_goes_to_the_disk_and_comes_back_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("r");
+    recording::write(&path, recording::manifest("r"), 1 << 15, [events()]);
+    // Each chunk a hundred times: 1.7 million rows to sort.
+    const SORTED: &str = "SELECT c.t_ns + v.value AS t_ns, c.request_id, c.chunk_index \
+        FROM chunks AS c CROSS JOIN (SELECT unnest(range(0, 100)) AS value) AS v \
+        ORDER BY c.t_ns + v.value DESC, c.request_id, c.chunk_index";
+    // Position and value of some rows in the middle: a sort that lost or swapped one moves them.
+    let some = format!(
+        "SELECT count(*) AS rows, sum(t_ns * (place % 1000)) AS places FROM \
+         (SELECT t_ns, row_number() OVER () AS place FROM ({SORTED}))"
+    );
+    let ask = |limit: usize, sql: &str| {
+        let parameters = Parameters {
+            memory_limit_bytes: limit,
+            ..Parameters::default()
+        };
+        let recordings = vec![Recording::open(&path).unwrap()];
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(async {
+            let session = Session::open(recordings, &parameters).await.unwrap();
+            let rows = session.query(sql).await.unwrap().collect().await.unwrap();
+            arrow::util::pretty::pretty_format_batches(&rows)
+                .unwrap()
+                .to_string()
+        })
+    };
+    let (little, much) = (32 << 20, 1 << 30);
+    let plan = ask(little, &format!("EXPLAIN ANALYZE {SORTED}"));
+    assert!(plan.contains("spill_count="), "{plan}");
+    assert!(
+        plan.split("spill_count=")
+            .skip(1)
+            .any(|rest| !rest.starts_with('0')),
+        "{plan}"
+    );
+    assert_eq!(ask(little, &some), ask(much, &some));
 }

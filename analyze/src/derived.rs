@@ -17,11 +17,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arrow::array::RecordBatch;
-use arrow::datatypes::{Schema, SchemaRef};
+use arrow::array::{ArrayRef, RecordBatch, StringArray};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use arrow::error::ArrowError;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use tapedeck_recording::manifest::{RecoveredCounts, State};
-use tapedeck_recording::schema::FORMAT_VERSION;
+use tapedeck_recording::schema::{FORMAT_VERSION, RECORDING_ID};
 use tapedeck_recording::{Recording, Table, body_hash};
 use tokio::task::JoinError;
 
@@ -55,6 +56,8 @@ enum Failed {
     Io(#[from] io::Error),
     #[error(transparent)]
     Parquet(#[from] parquet::errors::ParquetError),
+    #[error(transparent)]
+    Arrow(#[from] ArrowError),
     #[error(transparent)]
     Query(#[from] datafusion::error::DataFusionError),
     #[error("a part of it was not computed")]
@@ -171,10 +174,38 @@ async fn rows(part: Arc<Part>, range: Range) -> Result<Rows, Failed> {
     let mut rows = Vec::new();
     for view in READ_MODELS {
         let view = session.context().table(view).await?;
-        let schema = Arc::new(Schema::clone(view.schema().as_arrow()));
-        rows.push((schema, view.collect().await?));
+        let schema = named(view.schema().as_arrow());
+        let batches = view.collect().await?.into_iter();
+        let batches = batches.map(|batch| name(&batch, &schema, &part.recording_id));
+        let batches: Result<_, ArrowError> = batches.collect();
+        rows.push((Arc::clone(&schema), batches?));
     }
     Ok(rows)
+}
+
+/// `schema` of a part's session, with the recording's id as text.
+fn named(schema: &Schema) -> SchemaRef {
+    let fields = schema
+        .fields()
+        .iter()
+        .map(|field| match field.name().as_str() {
+            RECORDING_ID => Arc::new(Field::new(RECORDING_ID, DataType::Utf8, false)),
+            _ => Arc::clone(field),
+        });
+    Arc::new(Schema::new(fields.collect::<Vec<_>>()))
+}
+
+/// `batch` of a part's session with `recording_id` in place of the number.
+fn name(
+    batch: &RecordBatch,
+    schema: &SchemaRef,
+    recording_id: &str,
+) -> Result<RecordBatch, ArrowError> {
+    let ids = std::iter::repeat_n(recording_id, batch.num_rows());
+    let ids: ArrayRef = Arc::new(StringArray::from_iter_values(ids));
+    let mut columns = batch.columns().to_vec();
+    columns[schema.index_of(RECORDING_ID)?] = ids;
+    RecordBatch::try_new(Arc::clone(schema), columns)
 }
 
 async fn build(recording: &Recording, key: &str) -> Result<(), Failed> {

@@ -50,10 +50,11 @@ fn key_of(path: &Path) -> Option<String> {
 
 pub(crate) fn create_folder(recording: &Path) -> io::Result<()> {
     let dir = recording.join(FOLDER);
-    if dir.is_dir() {
-        return Ok(());
+    match DirBuilder::new().mode(0o700).create(&dir) {
+        // Perhaps by another report, a moment ago.
+        Err(_) if dir.is_dir() => Ok(()),
+        made => made,
     }
-    DirBuilder::new().mode(0o700).create(dir)
 }
 
 /// A file for the owner only, beside `path`. Two reports at once write two, and
