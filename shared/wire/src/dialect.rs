@@ -233,6 +233,8 @@ built_in! {
     AMSV2 = "amsv2" [];
     DASHSCOPE = "dashscope" [];
     DASHSCOPE_CUMULATIVE = "dashscope-cumulative" [];
+    PPL_V1 = "ppl-v1" [];
+    PPL_V2 = "ppl-v2" ["ppl"];
 }
 
 #[cfg(test)]

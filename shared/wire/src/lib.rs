@@ -3,6 +3,7 @@
 //! ```text
 //!  raw read ─▶ decode ─▶ sse    ─▶ openai  ─▶ response ─▶ chunks and one end
 //!             (gzip…)   lines     places    (outcome)
+//!                       grpc      ppl
 //!                       (frames)  (kinds)
 //! ```
 //!
@@ -16,10 +17,12 @@
 
 pub mod decode;
 pub mod dialect;
+pub mod grpc;
 mod lenient;
 pub mod lines;
 pub mod openai;
 pub mod places;
+pub mod ppl;
 pub mod prometheus;
 pub mod response;
 pub mod sse;

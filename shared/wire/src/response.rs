@@ -10,6 +10,7 @@ use memchr::memchr2;
 
 use crate::decode::{DecodeError, Decoder};
 use crate::dialect::{Api, Framing};
+use crate::grpc::MessageFramer;
 use crate::lines::LineFramer;
 use crate::openai::{self, Usage};
 use crate::sse::{self, Frame};
@@ -66,6 +67,8 @@ pub enum End {
     Timeout { error: String },
     /// The client, or the end of the run, ended it.
     Cancelled { error: String },
+    /// The server's last word is that it failed, whatever came before: a gRPC status.
+    Failed { error: String },
 }
 
 /// Cuts a stream into frames, as its dialect says.
@@ -73,6 +76,7 @@ pub enum End {
 enum Framer<T> {
     Sse(sse::Framer<T>),
     Lines(LineFramer<T>),
+    Messages(MessageFramer<T>),
 }
 
 impl<T: Copy> Framer<T> {
@@ -80,6 +84,7 @@ impl<T: Copy> Framer<T> {
         match framing {
             Framing::Sse | Framing::None => Self::Sse(sse::Framer::new()),
             Framing::Ndjson => Self::Lines(LineFramer::new()),
+            Framing::Grpc => Self::Messages(MessageFramer::new()),
         }
     }
 
@@ -87,6 +92,7 @@ impl<T: Copy> Framer<T> {
         match self {
             Self::Sse(framer) => framer.feed(tag, bytes, out),
             Self::Lines(framer) => framer.feed(tag, bytes, out),
+            Self::Messages(framer) => framer.feed(tag, bytes, out),
         }
     }
 
@@ -94,6 +100,7 @@ impl<T: Copy> Framer<T> {
         match self {
             Self::Sse(framer) => framer.finish(out),
             Self::Lines(framer) => framer.finish(out),
+            Self::Messages(framer) => framer.finish(out),
         }
     }
 }
@@ -174,6 +181,8 @@ impl<T: Copy> ResponseReader<T> {
         let framing = spec.api.dialect().response.framing;
         let shape = if decoder.is_none() || !is_success(spec.status) || framing == Framing::None {
             Shape::Whole
+        } else if framing == Framing::Grpc {
+            Shape::Stream
         } else {
             Shape::Undecided {
                 framing,
@@ -298,7 +307,7 @@ impl<T: Copy> Answer<T> {
         // Lines of JSON begin as one document does, but no HTML page.
         let documents = match framing {
             Framing::Ndjson => &b"<"[..],
-            Framing::Sse | Framing::None => b"{[<",
+            Framing::Sse | Framing::Grpc | Framing::None => b"{[<",
         };
         let document = documents.contains(&bytes[start]);
         self.shape = match (stream_type, document) {
@@ -421,7 +430,7 @@ fn is_stream_type(framing: Framing, content_type: Option<&str>) -> bool {
             "application/jsonl",
             "application/stream+json",
         ],
-        Framing::None => &[],
+        Framing::Grpc | Framing::None => &[],
     };
     let media_type = content_type.and_then(|value| value.split(';').next());
     let media_type = media_type.unwrap_or_default().trim();
