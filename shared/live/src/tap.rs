@@ -157,9 +157,7 @@ impl TapState {
     /// When the last byte of the request that [`Self::expect_request`] told of was
     /// written.
     pub(crate) fn request_sent_ns(&self) -> Option<i64> {
-        self.last_write_ns
-            .get()
-            .filter(|_| self.request_sent.get())
+        self.last_write_ns.get().filter(|_| self.request_sent.get())
     }
 
     /// Keeps all but heads of answers from hyper, until [`Self::give_back`].
@@ -239,7 +237,10 @@ impl TapState {
         // The answer cannot precede the request it answers: where the write was
         // stamped late, its stamp is the earliest instant that is known.
         let floor_ns = self.last_write_ns.get().unwrap_or(t_ns);
-        let previous_ns = self.last_read.get().map_or(floor_ns, |r| r.t_ns);
+        let previous_ns = {
+            let last = self.last_read.get();
+            last.map_or(floor_ns, |r| r.t_ns.max(floor_ns))
+        };
         self.last_read.set(Some(ReadStamp {
             read_index,
             t_ns: t_ns.max(previous_ns).min(t_seen_ns),
@@ -262,8 +263,6 @@ impl TapState {
         self.write_pending.set(false);
         if !over && request_bytes.is_some_and(|least| self.written_bytes.get() >= least) {
             self.request_sent.set(true);
-            // What was read before is no part of the answer.
-            self.last_read.set(None);
         }
     }
 }

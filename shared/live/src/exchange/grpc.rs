@@ -147,7 +147,11 @@ impl Attempt<'_> {
     fn grpc_request(&self) -> Result<Request<Full<Bytes>>, String> {
         let message = framed(&self.request.body).ok_or("the message is longer than 4 GiB")?;
         let target = self.worker.connector.target();
-        let scheme = if target.tls.is_some() { "https" } else { "http" };
+        let scheme = if target.tls.is_some() {
+            "https"
+        } else {
+            "http"
+        };
         let uri: Uri = format!("{scheme}://{}{}", target.host, self.request.uri)
             .parse()
             .map_err(|e| format!("the address cannot be sent: {e}"))?;
