@@ -13,12 +13,14 @@ mod error;
 mod facts;
 mod file;
 mod place;
+mod said;
 mod template;
 
 pub use error::DialectError;
 pub use facts::request_facts;
 pub use file::{AuthHeader, EndRule, Framing, InterpreterName, RequestPart, ResponsePart, TextIs};
 pub use place::{Counts, Place, Places, Pointer};
+pub use said::{input_text, output_text, reply_text};
 pub use template::{Placeholder, Template};
 
 /// The newest version of the file format that is understood.
