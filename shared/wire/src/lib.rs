@@ -3,7 +3,8 @@
 //! ```text
 //!  raw read ─▶ decode ─▶ sse    ─▶ openai  ─▶ response ─▶ chunks and one end
 //!             (gzip…)   lines     places    (outcome)
-//!                       grpc      ppl
+//!                       list      ppl
+//!                       grpc
 //!                       (frames)  (kinds)
 //! ```
 //!
@@ -20,6 +21,7 @@ pub mod dialect;
 pub mod grpc;
 mod lenient;
 pub mod lines;
+pub mod list;
 pub mod openai;
 pub mod places;
 pub mod ppl;

@@ -12,6 +12,7 @@ use crate::decode::{DecodeError, Decoder};
 use crate::dialect::{Api, Framing};
 use crate::grpc::MessageFramer;
 use crate::lines::LineFramer;
+use crate::list::ListFramer;
 use crate::openai::{self, Usage};
 use crate::sse::{self, Frame};
 use crate::words::{ChunkKind, Outcome};
@@ -76,6 +77,7 @@ pub enum End {
 enum Framer<T> {
     Sse(sse::Framer<T>),
     Lines(LineFramer<T>),
+    Elements(ListFramer<T>),
     Messages(MessageFramer<T>),
 }
 
@@ -84,6 +86,7 @@ impl<T: Copy> Framer<T> {
         match framing {
             Framing::Sse | Framing::None => Self::Sse(sse::Framer::new()),
             Framing::Ndjson => Self::Lines(LineFramer::new()),
+            Framing::Json => Self::Elements(ListFramer::new()),
             Framing::Grpc => Self::Messages(MessageFramer::new()),
         }
     }
@@ -92,6 +95,7 @@ impl<T: Copy> Framer<T> {
         match self {
             Self::Sse(framer) => framer.feed(tag, bytes, out),
             Self::Lines(framer) => framer.feed(tag, bytes, out),
+            Self::Elements(framer) => framer.feed(tag, bytes, out),
             Self::Messages(framer) => framer.feed(tag, bytes, out),
         }
     }
@@ -100,6 +104,7 @@ impl<T: Copy> Framer<T> {
         match self {
             Self::Sse(framer) => framer.finish(out),
             Self::Lines(framer) => framer.finish(out),
+            Self::Elements(framer) => framer.finish(out),
             Self::Messages(framer) => framer.finish(out),
         }
     }
@@ -307,6 +312,8 @@ impl<T: Copy> Answer<T> {
         // Lines of JSON begin as one document does, but no HTML page.
         let documents = match framing {
             Framing::Ndjson => &b"<"[..],
+            // A document that is no list.
+            Framing::Json => b"{<",
             Framing::Sse | Framing::Grpc | Framing::None => b"{[<",
         };
         let document = documents.contains(&bytes[start]);
@@ -430,7 +437,7 @@ fn is_stream_type(framing: Framing, content_type: Option<&str>) -> bool {
             "application/jsonl",
             "application/stream+json",
         ],
-        Framing::Grpc | Framing::None => &[],
+        Framing::Json | Framing::Grpc | Framing::None => &[],
     };
     let media_type = content_type.and_then(|value| value.split(';').next());
     let media_type = media_type.unwrap_or_default().trim();

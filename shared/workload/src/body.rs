@@ -140,7 +140,7 @@ fn stream(dialect: &Dialect, own: Option<&Map<String, Value>>, options: &BodyOpt
     match dialect.response.framing {
         Framing::None => return false,
         Framing::Grpc => return true,
-        Framing::Sse | Framing::Ndjson => {}
+        Framing::Sse | Framing::Ndjson | Framing::Json => {}
     }
     let own = || {
         let keys = dialect.request.body.place_of(Placeholder::Stream)?;

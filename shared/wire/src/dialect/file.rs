@@ -110,6 +110,8 @@ pub enum Framing {
     Sse,
     /// One JSON document a line.
     Ndjson,
+    /// The elements of one JSON list.
+    Json,
     /// Messages of a gRPC call, over HTTP/2.
     Grpc,
     /// Never streamed.
