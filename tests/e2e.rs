@@ -20,6 +20,7 @@ mod explain;
 mod failures;
 mod format;
 mod fuzz_seeds;
+mod grpc;
 mod metrics;
 mod oracle;
 mod privacy;

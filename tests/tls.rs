@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -64,9 +64,11 @@ fn read_request(tls: &mut StreamOwned<ServerConnection, TcpStream>) -> std::io::
     Ok(true)
 }
 
-fn start(dir: &Path, keep: bool) -> SocketAddr {
+/// An authority's certificate, as a file in `dir`, and a server's settings under it.
+pub(crate) fn authority(dir: &Path) -> (PathBuf, ServerConfig) {
     let issued = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
-    std::fs::write(dir.join("ca.pem"), issued.cert.pem()).unwrap();
+    let ca = dir.join("ca.pem");
+    std::fs::write(&ca, issued.cert.pem()).unwrap();
     let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(issued.signing_key.serialize_der()));
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ServerConfig::builder_with_provider(provider)
@@ -75,6 +77,11 @@ fn start(dir: &Path, keep: bool) -> SocketAddr {
         .with_no_client_auth()
         .with_single_cert(vec![issued.cert.der().clone()], key)
         .unwrap();
+    (ca, config)
+}
+
+fn start(dir: &Path, keep: bool) -> SocketAddr {
+    let (_, config) = authority(dir);
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = listener.local_addr().unwrap();
     std::thread::Builder::new()

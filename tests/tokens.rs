@@ -181,3 +181,88 @@ fn token_count_is_a_function_of_sql() {
         "cannot read the tokenizer nowhere",
     );
 }
+
+/// An API of nobody else's, whose events have all of the text so far.
+const OWN_DIALECT: &str = r#"
+version = 1
+[request]
+path = "/own"
+body = '{"dialogue": "%messages", "stream": "%stream"}'
+[response]
+text_is = "cumulative"
+text = "/said/so_far"
+done_data = "[DONE]"
+"#;
+
+fn own_answer() -> Reply {
+    let events = [
+        r#"{"said":{"so_far":"to"}}"#,
+        r#"{"said":{"so_far":"to be or"}}"#,
+        "[DONE]",
+    ];
+    let mut steps = vec![Step::send(SSE_HEAD)];
+    for event in events {
+        steps.push(Step::pause_ms(1));
+        steps.push(Step::send(http_chunk(&sse(event))));
+    }
+    steps.push(Step::send(LAST_CHUNK));
+    steps.into()
+}
+
+#[test]
+fn a_dialect_of_ones_own_has_its_text_heard_counted_and_shown() {
+    let dir = tempfile::tempdir().unwrap();
+    let mock = MockLlm::start(Script::always(own_answer()));
+    let [dialect, prompts, out] = ["own.toml", "q.txt", "r"].map(|name| dir.path().join(name));
+    fs::write(&dialect, OWN_DIALECT).unwrap();
+    fs::write(&prompts, "hello world\nand then\n").unwrap();
+    let line = format!(
+        "load --url {} --api {} --dataset-path {} --num-turns 2 --parallel 1 --no-probe \
+         --no-report --json --out {}",
+        mock.url(),
+        dialect.display(),
+        prompts.display(),
+        out.display()
+    );
+    run("record", line.split_whitespace()).expect(0);
+    let said: Vec<Value> = mock
+        .ledger()
+        .iter()
+        .map(|served| served.request.json().unwrap()["dialogue"].clone())
+        .collect();
+    let user = |text: &str| json!({"role": "user", "content": text});
+    let reply = json!({"role": "assistant", "content": "to be or"});
+    assert_eq!(
+        said,
+        [
+            json!([user("hello world")]),
+            json!([user("hello world"), reply, user("and then")])
+        ]
+    );
+
+    // The recording brings its dialect.
+    fs::remove_file(&dialect).unwrap();
+    let tokenizer = word_tokenizer(dir.path());
+    let flag = ["--tokenizer-path", tokenizer.to_str().unwrap()];
+    let sql = "SELECT input_tokens, output_tokens FROM request_latency ORDER BY request_id";
+    assert_eq!(
+        query(&out, &flag, sql),
+        json!([
+            {"input_tokens": 2, "output_tokens": 3},
+            {"input_tokens": 7, "output_tokens": 3}
+        ])
+    );
+    let sql = "SELECT max(output_text(data, api)) AS said, max(output_text(data)) AS guessed, \
+               max(text_is(api)) AS kind, max(output_text(data, 'no such')) AS unknown \
+               FROM chunks JOIN requests USING (recording_id, request_id, attempt)";
+    assert_eq!(
+        query(&out, &[], sql),
+        json!([{
+            "said": "to be or", "guessed": "to be or", "kind": "cumulative", "unknown": null
+        }])
+    );
+    let shown = run("analyze", ["explain", out.to_str().unwrap(), "0"]).expect(0);
+    // What each event has anew, not twice what both have.
+    let answer = "\nAnswer\n  to be or\n";
+    assert!(shown.stdout.contains(answer), "{}", shown.stdout);
+}

@@ -270,7 +270,8 @@ SELECT
 FROM requests AS r
 LEFT JOIN responses AS p ON TRUE";
 
-/// The pointers are those of the OpenAI APIs; any other chunk has no text here.
+/// The pointers are those of the OpenAI APIs; what another API wrote is read as that has
+/// it. Of text that has all so far, what is new is shown.
 const CHUNKS: &str = "
 SELECT
   chunk_index, read_index, choice_index, t_ns, kind, tokens, bytes,
@@ -281,10 +282,22 @@ SELECT
       nullif(json_extract_string(data, '/choices/0/delta/reasoning'), ''),
       json_extract_string(data, '/choices/0/delta/tool_calls/0/function'),
       nullif(json_extract_string(data, '/choices/0/text'), ''),
+      CASE WHEN kind <> 'error' THEN
+        CASE WHEN text_is(api) = 'cumulative'
+          THEN substr(text, 1 + coalesce(max(length(text)) OVER so_far, 0))
+          ELSE text END
+      END,
       json_extract_string(data, '/error/message')
     ), 200)
   END AS text
-FROM chunks
+FROM (
+  SELECT c.*, r.api, output_text(c.data, r.api) AS text
+  FROM chunks AS c JOIN requests AS r ON TRUE
+)
+WINDOW so_far AS (
+  PARTITION BY choice_index ORDER BY chunk_index
+  ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+)
 ORDER BY chunk_index";
 
 #[derive(Deserialize)]

@@ -1,4 +1,4 @@
-//! SQL functions of ours: `output_text`, `input_text`, `token_count`,
+//! SQL functions of ours: `output_text`, `input_text`, `text_is`, `token_count`,
 //! `json_extract_string`, and the aggregates `distribution` and `stream`.
 //!
 //! Views that call one say `requires: tapedeck` in their header; all others are
@@ -6,6 +6,7 @@
 
 mod distribution;
 mod stream;
+mod text;
 
 use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
@@ -23,17 +24,22 @@ use datafusion::logical_expr::{
 };
 use serde::de::{DeserializeOwned, IgnoredAny};
 use tapedeck_tokens::{Tokenizer, TokenizerError};
-use tapedeck_wire::openai;
+
+pub(crate) use text::Dialects;
 
 /// What each function is for, as `\d` and the completion of the shell have it.
-pub(crate) const FUNCTIONS: [(&str, &str); 6] = [
+pub(crate) const FUNCTIONS: [(&str, &str); 7] = [
     (
-        "output_text(data)",
-        "what the model wrote in a chunk or in an answer's body",
+        "output_text(data[, api])",
+        "what the model wrote in a chunk or in an answer's body; api is requests.api",
     ),
     (
-        "input_text(body)",
+        "input_text(body[, api])",
         "the text of a request's messages or prompt",
+    ),
+    (
+        "text_is(api)",
+        "whether payloads have what is new (incremental) or all so far (cumulative)",
     ),
     (
         "token_count(text[, tokenizer])",
@@ -89,11 +95,14 @@ pub(crate) fn aggregates() -> [AggregateUDF; 2] {
 }
 
 /// All functions of one row; `tokenizer` is that of `token_count` with one argument.
-pub(crate) fn all(tokenizers: Arc<Tokenizers>, tokenizer: Option<PathBuf>) -> Vec<ScalarUDF> {
-    vec![
+pub(crate) fn all(
+    dialects: &Dialects,
+    tokenizers: Arc<Tokenizers>,
+    tokenizer: Option<PathBuf>,
+) -> Vec<ScalarUDF> {
+    let mut all = text::functions(dialects);
+    all.extend([
         json_extract_string(),
-        PayloadText::function(Side::Output),
-        PayloadText::function(Side::Input),
         ScalarUDF::new_from_impl(TokenCount {
             signature: Signature::one_of(
                 vec![TypeSignature::Any(1), TypeSignature::Any(2)],
@@ -103,7 +112,8 @@ pub(crate) fn all(tokenizers: Arc<Tokenizers>, tokenizer: Option<PathBuf>) -> Ve
             tokenizers,
             tokenizer,
         }),
-    ]
+    ]);
+    all
 }
 
 fn is_text(data_type: &DataType) -> bool {
@@ -127,61 +137,6 @@ fn is_payload(data_type: &DataType) -> bool {
 /// `arg` as `rows` values of `data_type`.
 fn values(arg: &ColumnarValue, rows: usize, data_type: &DataType) -> Result<ArrayRef> {
     Ok(cast(&arg.to_array(rows)?, data_type)?)
-}
-
-/// Whose text a payload has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Side {
-    Output,
-    Input,
-}
-
-/// A payload's bytes → the text in it.
-#[derive(Debug, PartialEq, Eq, Hash)]
-struct PayloadText {
-    side: Side,
-    signature: Signature,
-}
-
-impl PayloadText {
-    fn function(side: Side) -> ScalarUDF {
-        ScalarUDF::new_from_impl(Self {
-            side,
-            signature: Signature::any(1, Volatility::Immutable),
-        })
-    }
-}
-
-impl ScalarUDFImpl for PayloadText {
-    fn name(&self) -> &str {
-        match self.side {
-            Side::Output => "output_text",
-            Side::Input => "input_text",
-        }
-    }
-
-    fn signature(&self) -> &Signature {
-        &self.signature
-    }
-
-    fn return_type(&self, arguments: &[DataType]) -> Result<DataType> {
-        if !arguments.iter().all(is_payload) {
-            return plan_err!("{} reads a payload: chunks.data, or a body", self.name());
-        }
-        Ok(DataType::Utf8)
-    }
-
-    fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
-        let payloads = values(&args.args[0], args.number_rows, &DataType::Binary)?;
-        let payloads = payloads.as_binary::<i32>().iter();
-        let texts = payloads.map(|payload| match self.side {
-            Side::Output => openai::output_text(payload?),
-            Side::Input => openai::input_text(payload?),
-        });
-        Ok(ColumnarValue::Array(Arc::new(
-            texts.collect::<StringArray>(),
-        )))
-    }
 }
 
 /// `token_count(text[, tokenizer])`: NULL where either is.

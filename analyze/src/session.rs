@@ -34,7 +34,7 @@ use tapedeck_tokens::TokenizerError;
 
 use crate::check::chain;
 use crate::derived::{self, Missing, Part, Range, ReadModel};
-use crate::functions::{self, Tokenizers};
+use crate::functions::{self, Dialects, Tokenizers};
 use crate::models;
 use crate::parameters::{Parameters, Slo, UnknownMetric};
 use crate::peer::{self, Profile};
@@ -468,7 +468,9 @@ impl Session {
         if let Some(path) = &parameters.tokenizer {
             tokenizers.get(path)?;
         }
-        for function in functions::all(tokenizers, parameters.tokenizer.clone()) {
+        let settings = self.recordings.iter().map(|r| &r.manifest.settings);
+        let dialects = Dialects::of(settings);
+        for function in functions::all(&dialects, tokenizers, parameters.tokenizer.clone()) {
             self.context.register_udf(function);
         }
         for function in functions::aggregates() {

@@ -13,4 +13,4 @@
 --   event_id        TEXT    -       -  SSE id field.
 --   tokens          INT     tokens  -  From token ids or logprobs in the payload.
 --   bytes           BIGINT  bytes   -  True length of the payload.
---   data            BYTES   -       -  The payload as it was framed: output_text(data) is its text.
+--   data            BYTES   -       -  The payload as it was framed: output_text(data, api) is its text.

@@ -14,7 +14,9 @@ use tapedeck_run::ending::Ending;
 use tapedeck_run::harness::{Harness, Plan, Seeded};
 use tapedeck_run::manifest::{Described, timeouts_json};
 use tapedeck_run::output::{self, Outcome, content_hash};
-use tapedeck_run::requests::{RequestBuilder, body_json, body_options, check_places, timeouts};
+use tapedeck_run::requests::{
+    RequestBuilder, body_json, body_options, check_connections, check_places, timeouts,
+};
 use tapedeck_run::secrets::recorded_dialect;
 use tapedeck_run::server::Server;
 use tapedeck_wire::dialect::Placeholder;
@@ -39,6 +41,7 @@ pub fn run(args: &LoadArgs) -> Result<Ending> {
         eprintln!("counting tokens with {}", tokenizer.display());
     }
     check_places(args.api, &body_options(&args.body, None)?)?;
+    check_connections(args.api, &args.connection)?;
     let source = source::source(args)?;
     tell(&source);
     let levels = config::levels(&args.shape, source.default_number)?;

@@ -24,6 +24,7 @@ use tapedeck_run::sampling::Sampling;
 use tapedeck_run::secrets::{mask_query, recorded_dialect};
 use tapedeck_run::server_metrics;
 use tapedeck_run::signals;
+use tapedeck_wire::dialect::Framing;
 
 use crate::cli::{Limit, ProxyArgs};
 use crate::rotation::{Recordings, Rotation};
@@ -135,6 +136,14 @@ fn listen(flag: &str, addr: SocketAddr, allow_remote: bool) -> Result<TcpListene
 }
 
 fn settings(args: &ProxyArgs, clock: RunClock) -> Result<Settings> {
+    let api = args.what.api;
+    if api.dialect().response.framing == Framing::Grpc {
+        bail!(
+            "--api {}: what the proxy passes on is HTTP/1.1, and gRPC needs HTTP/2\n\
+             hint: `record load` speaks it",
+            api.as_str()
+        );
+    }
     let options = upstream_tls(args);
     Ok(Settings {
         clock,

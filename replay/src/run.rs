@@ -15,6 +15,7 @@ use tapedeck_run::ending::Ending;
 use tapedeck_run::harness::{self, Harness, Seeded};
 use tapedeck_run::manifest::{Described, timeouts_json};
 use tapedeck_run::output::{self, content_hash};
+use tapedeck_run::requests::check_connections;
 use tapedeck_run::server::Server;
 
 use crate::bodies::{Maker, aimed, apis};
@@ -74,6 +75,7 @@ pub fn run(args: &RunArgs) -> Result<Ending> {
     let root = output::root(&args.output, COMMAND)?;
     let first = &plan.requests[0].original;
     let first_api = apis(&plan)?[&*first.api];
+    check_connections(first_api, &args.connection)?;
     let server = Server::reach(&aimed(&args.target, first, first_api), first_api)?;
     let maker = Maker::new(&plan, &server, args)?;
     let sampling = server.sampling(&args.server_metrics, &args.target)?;

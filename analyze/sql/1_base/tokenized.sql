@@ -1,6 +1,6 @@
 -- tokenized: one row per attempt of the measured phase of which the server counted no input or no output, where its recording has a tokenizer.
 -- Reads: recordings, requests, responses, chunks.
--- requires: tapedeck (output_text, input_text, token_count); elsewhere an empty table of these columns stands in for it.
+-- requires: tapedeck (output_text, input_text, text_is, token_count); elsewhere an empty table of these columns stands in for it.
 --   recording_id   TEXT    -       -  Key.
 --   request_id     BIGINT  -       -  Key.
 --   attempt        INT     -       -  Key.
@@ -13,6 +13,7 @@ uncounted AS (
     r.recording_id,
     r.request_id,
     r.attempt,
+    r.api,
     g.tokenizer,
     CASE WHEN coalesce(r.input_tokens, p.input_tokens) IS NULL THEN r.body END
       AS question,
@@ -39,8 +40,9 @@ piece AS (
     c.attempt,
     c.choice_index,
     c.chunk_index,
+    u.api,
     u.tokenizer,
-    output_text(c.data) AS text
+    output_text(c.data, u.api) AS text
   FROM uncounted AS u
   JOIN chunks AS c
     ON c.recording_id = u.recording_id
@@ -56,9 +58,14 @@ choice AS (
     request_id,
     attempt,
     count(*) = count(text) AS is_whole,
-    token_count(string_agg(text, '' ORDER BY chunk_index), tokenizer) AS tokens
+    token_count(
+      CASE WHEN text_is(api) = 'cumulative'
+        THEN last_value(text ORDER BY chunk_index)
+        ELSE string_agg(text, '' ORDER BY chunk_index) END,
+      tokenizer
+    ) AS tokens
   FROM piece
-  GROUP BY recording_id, request_id, attempt, choice_index, tokenizer
+  GROUP BY recording_id, request_id, attempt, choice_index, api, tokenizer
 ),
 streamed AS (
   SELECT
@@ -73,8 +80,8 @@ SELECT
   u.recording_id,
   u.request_id,
   u.attempt,
-  token_count(input_text(u.question), u.tokenizer) AS input_tokens,
-  coalesce(s.tokens, token_count(output_text(u.answer), u.tokenizer))
+  token_count(input_text(u.question, u.api), u.tokenizer) AS input_tokens,
+  coalesce(s.tokens, token_count(output_text(u.answer, u.api), u.tokenizer))
     AS output_tokens
 FROM uncounted AS u
 LEFT JOIN streamed AS s

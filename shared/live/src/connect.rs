@@ -16,6 +16,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+use crate::http2::Http2;
 use crate::tap::{Gated, READ_BUFFER_BYTES, Stream, Tap, TapContext, TapState};
 use crate::target::{Target, Tls};
 
@@ -123,6 +124,13 @@ where
     }
 }
 
+/// A connection on which nobody speaks yet.
+struct Opened {
+    conn_id: i64,
+    io: Gated<Stream>,
+    tap: Rc<TapState>,
+}
+
 /// Opens connections to one target for one worker.
 #[derive(Debug)]
 pub struct Connector {
@@ -180,6 +188,35 @@ impl Connector {
         B::Data: Send,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
+        let opened = self.open_stream(instants, self.target.tls.as_ref()).await?;
+        let Opened { conn_id, io, tap } = opened;
+        let stream = io.stream();
+        let (sender, driver) = self.http.handshake(io).await.map_err(io::Error::other)?;
+        Ok(Connection {
+            conn_id,
+            sender,
+            driver,
+            tap,
+            stream,
+            ended: false,
+            idle_since_ns: 0,
+        })
+    }
+
+    /// As [`Self::open`], for HTTP/2.
+    pub(crate) async fn open_http2(&self, instants: &Cell<ConnectInstants>) -> io::Result<Http2> {
+        let tls = self.target.tls.as_ref().map(Tls::for_http2);
+        let Opened { conn_id, io, tap } = self.open_stream(instants, tls.as_ref()).await?;
+        Http2::handshake(conn_id, io, tap)
+            .await
+            .map_err(io::Error::other)
+    }
+
+    async fn open_stream(
+        &self,
+        instants: &Cell<ConnectInstants>,
+        tls: Option<&Tls>,
+    ) -> io::Result<Opened> {
         let clock = self.context.clock;
         let mut seen = ConnectInstants {
             t_connect_ns: Some(clock.now_ns()),
@@ -192,7 +229,7 @@ impl Connector {
         instants.set(seen);
         let tap = Rc::new(TapState::default());
         let stream = Tap::new(stream, Rc::clone(&self.context), Rc::clone(&tap));
-        let stream = match &self.target.tls {
+        let stream = match tls {
             None => Stream::Plain(stream),
             Some(tls) => {
                 let stream = tls_handshake(tls, stream).await?;
@@ -202,19 +239,9 @@ impl Connector {
             }
         };
         let io = Gated::new(stream, Rc::clone(&tap), Rc::clone(&self.buffer));
-        let stream = io.stream();
-        let (sender, driver) = self.http.handshake(io).await.map_err(io::Error::other)?;
         let conn_id = self.next_conn_id.get();
         self.next_conn_id.set(conn_id + self.conn_id_step);
-        Ok(Connection {
-            conn_id,
-            sender,
-            driver,
-            tap,
-            stream,
-            ended: false,
-            idle_since_ns: 0,
-        })
+        Ok(Opened { conn_id, io, tap })
     }
 }
 
@@ -260,7 +287,7 @@ impl<B: Body + 'static> Default for Pool<B> {
 
 /// Idle connections a worker keeps; beyond it the server is better served by a
 /// close.
-const IDLE_CONNECTIONS: usize = 8192;
+pub(crate) const IDLE_CONNECTIONS: usize = 8192;
 
 impl<B> Pool<B>
 where

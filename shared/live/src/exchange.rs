@@ -17,6 +17,7 @@ use tapedeck_recording::event::TimestampSource;
 use tapedeck_recording::{
     ChunkKind, ChunkRow, EventBatch, MarkRow, Outcome, Pairs, RequestRow, ResponseRow,
 };
+use tapedeck_wire::dialect::Framing;
 use tapedeck_wire::response::{Chunk, End, ResponseEnd, ResponseReader, ResponseSpec};
 
 use crate::arrival::PreparedRequest;
@@ -29,6 +30,8 @@ use crate::secrets::Secrets;
 use crate::session::next_turn;
 use crate::tap::ReadStamp;
 use crate::worker::{Assignment, Kill, Stage, Watch, Worker, as_ns};
+
+mod grpc;
 
 /// After the end marker (`[DONE]`) the body should end at once; a server that
 /// keeps it open longer loses the connection, not the request.
@@ -154,6 +157,10 @@ impl<'a> Attempt<'a> {
     }
 
     async fn send(&self, source: Source) -> Ending {
+        if self.request.api.dialect().response.framing == Framing::Grpc {
+            // Boxed, so that all others do not carry its state.
+            return Box::pin(self.send_grpc(source)).await;
+        }
         let pooled = match source {
             Source::Pool => self.worker.pool.take().await,
             Source::Fresh => None,
@@ -161,14 +168,15 @@ impl<'a> Attempt<'a> {
         let reused = pooled.is_some();
         let connection = match pooled {
             Some(connection) => Ok(connection),
-            None => self.connect().await,
+            None => {
+                let connector = &self.worker.connector;
+                self.connect(async |instants| connector.open(instants).await)
+                    .await
+            }
         };
         match connection {
             Ok(connection) => {
-                self.update_row(|row| {
-                    row.conn_id = Some(connection.conn_id);
-                    row.conn_reused = Some(reused);
-                });
+                self.note_connection(connection.conn_id, reused);
                 self.converse(connection, reused).await
             }
             Err(end) => {
@@ -178,13 +186,20 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    async fn connect(&self) -> Result<Connection, End> {
+    fn note_connection(&self, conn_id: i64, reused: bool) {
+        self.update_row(|row| {
+            row.conn_id = Some(conn_id);
+            row.conn_reused = Some(reused);
+        });
+    }
+
+    async fn connect<C>(
+        &self,
+        open: impl AsyncFnOnce(&Cell<ConnectInstants>) -> std::io::Result<C>,
+    ) -> Result<C, End> {
         self.enter(Stage::Connect);
         let instants = Cell::new(ConnectInstants::default());
-        let opened = self
-            .watch
-            .guard(self.worker.connector.open(&instants))
-            .await;
+        let opened = self.watch.guard(open(&instants)).await;
         let instants = instants.get();
         self.update_row(|row| {
             row.t_connect_ns = instants.t_connect_ns;
@@ -205,10 +220,7 @@ impl<'a> Attempt<'a> {
         connection.tap.begin_attempt();
         connection.tap.hold_bodies();
         self.enter(Stage::FirstByte);
-        if let Some(CancelAfter::Time(after)) = self.cancel {
-            let now_ns = self.worker.clock.now_ns();
-            self.watch.give_up_at(now_ns.saturating_add(as_ns(after)));
-        }
+        self.give_up_in_time();
         let response = connection.sender.send_request(self.http_request());
         let mut response = pin!(response);
         let head = self
@@ -388,6 +400,13 @@ impl<'a> Attempt<'a> {
         }
     }
 
+    fn give_up_in_time(&self) {
+        if let Some(CancelAfter::Time(after)) = self.cancel {
+            let now_ns = self.worker.clock.now_ns();
+            self.watch.give_up_at(now_ns.saturating_add(as_ns(after)));
+        }
+    }
+
     /// The client gives the answer up here.
     fn has_enough(&self) -> bool {
         matches!(self.cancel, Some(CancelAfter::Chunks(n)) if self.content_chunks.get() >= n)
@@ -400,12 +419,23 @@ impl<'a> Attempt<'a> {
         connection: &mut Connection,
         mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>,
     ) -> Result<T, Kill> {
-        poll_fn(|cx| {
-            let step = connection.poll_step(cx, |connection, cx| {
-                self.record_request_once_sent(connection);
+        let body_bytes = self.request.body.len() as u64;
+        self.watched(|cx| {
+            connection.poll_step(cx, |connection, cx| {
+                self.record_request_sent_at(connection.tap.sent_ns(body_bytes));
                 poll(cx)
-            });
-            if let Poll::Ready(value) = step {
+            })
+        })
+        .await
+    }
+
+    /// Polls until there is a result or the watch ends the attempt.
+    async fn watched<T>(
+        &self,
+        mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>,
+    ) -> Result<T, Kill> {
+        poll_fn(|cx| {
+            if let Poll::Ready(value) = poll(cx) {
                 return Poll::Ready(Ok(value));
             }
             self.watch.register(cx);
@@ -494,9 +524,9 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    fn record_request_once_sent(&self, connection: &Connection) {
-        let body_bytes = self.request.body.len() as u64;
-        let Some(t_sent_ns) = connection.tap.sent_ns(body_bytes) else {
+    /// Records the request row once it is known when the request was sent.
+    fn record_request_sent_at(&self, t_sent_ns: Option<i64>) {
+        let Some(t_sent_ns) = t_sent_ns else {
             return;
         };
         self.update_row(|row| row.t_sent_ns = Some(t_sent_ns));

@@ -17,6 +17,8 @@ const ALLOWED: &[&str] = &[
     "content-length",
     "content-type",
     "date",
+    "grpc-encoding",
+    "grpc-status",
     "keep-alive",
     "openai-model",
     "openai-processing-ms",

@@ -38,6 +38,7 @@ pub mod connect;
 pub mod engine;
 pub mod exchange;
 pub mod headers;
+mod http2;
 pub mod lag;
 mod pace;
 pub mod policy;

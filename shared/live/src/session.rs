@@ -10,9 +10,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::json;
 use tapedeck_recording::{ChunkKind, MarkRow};
-use tapedeck_wire::openai::output_text;
+use tapedeck_wire::dialect::{Api, reply_text};
 
 use crate::arrival::Arrival;
 use crate::engine::{Stop, StopLevel};
@@ -48,6 +48,7 @@ const MAX_REPLY_BYTES: usize = 8 << 20;
 /// What the next turn needs of the answer to this one.
 #[derive(Debug)]
 pub(crate) struct Heard {
+    api: Api,
     wants_text: bool,
     text: String,
     /// Whether the text was cut.
@@ -61,6 +62,7 @@ impl Heard {
     pub(crate) fn of(arrival: &Arrival) -> Option<RefCell<Self>> {
         let conversation = arrival.conversation.as_ref()?;
         Some(RefCell::new(Self {
+            api: arrival.request.api,
             wants_text: conversation.wants_reply(),
             text: String::new(),
             is_full: false,
@@ -94,33 +96,15 @@ impl Heard {
     }
 
     fn hear(&mut self, payload: &[u8]) {
-        let text = reply_text(payload).unwrap_or_default();
+        let text = reply_text(self.api, payload).unwrap_or_default();
+        if self.api.dialect().is_cumulative() && !text.is_empty() {
+            self.text.clear();
+        }
         if self.is_full || self.text.len() + text.len() > MAX_REPLY_BYTES {
             self.is_full = true;
         } else {
             self.text.push_str(&text);
         }
-    }
-}
-
-/// What the first choice says to the user: neither reasoning nor tool calls, which
-/// clients do not send back.
-fn reply_text(payload: &[u8]) -> Option<String> {
-    let document: Value = serde_json::from_slice(payload).ok()?;
-    let Some(choices) = document.get("choices").and_then(Value::as_array) else {
-        // Another API's: whatever text there is.
-        return output_text(payload);
-    };
-    let is_first = |choice: &&Value| choice["index"].as_i64().unwrap_or(0) == 0;
-    let choice = choices.iter().find(is_first)?;
-    let said = ["/delta/content", "/message/content", "/text"];
-    match said.iter().find_map(|at| choice.pointer(at))? {
-        Value::String(text) => Some(text.clone()),
-        Value::Array(parts) => {
-            let texts = parts.iter().filter_map(|part| part["text"].as_str());
-            Some(texts.collect())
-        }
-        _ => None,
     }
 }
 
@@ -210,39 +194,45 @@ fn mark_ended(worker: &Worker, request_id: i64, reason: &str, turns_not_sent: us
 mod tests {
     use super::*;
 
-    #[test]
-    fn the_reply_is_what_the_first_choice_says_to_the_user() {
-        for (payload, text) in [
-            (
-                r#"{"choices":[{"index":0,"delta":{"content":"a","reasoning_content":"r"}}]}"#,
-                Some("a"),
-            ),
-            (
-                r#"{"choices":[{"index":1,"delta":{"content":"b"}},{"index":0,"delta":{"content":"a"}}]}"#,
-                Some("a"),
-            ),
-            (
-                r#"{"choices":[{"message":{"content":[{"type":"text","text":"a"},{"text":"b"}]}}]}"#,
-                Some("ab"),
-            ),
-            (r#"{"choices":[{"text":" a"}]}"#, Some(" a")),
-            (r#"{"choices":[{"delta":{"content":null}}]}"#, None),
-            (r#"{"choices":[]}"#, None),
-            ("[DONE]", None),
-        ] {
-            assert_eq!(reply_text(payload.as_bytes()).as_deref(), text, "{payload}");
-        }
-    }
-
-    #[test]
-    fn an_attempt_that_is_sent_again_says_nothing_twice() {
-        let mut heard = Heard {
+    fn heard(api: &str) -> Heard {
+        Heard {
+            api: Api::from_word(api).unwrap(),
             wants_text: true,
             text: String::new(),
             is_full: false,
             ok: false,
             t_end_ns: 0,
-        };
+        }
+    }
+
+    #[test]
+    fn text_that_has_all_so_far_takes_the_place_of_what_was_heard() {
+        for (api, payloads, said) in [
+            (
+                "sglang",
+                [r#"{"text":"to"}"#, r#"{"text":"to be"}"#],
+                "to be",
+            ),
+            (
+                "ollama",
+                [
+                    r#"{"message":{"content":"to"}}"#,
+                    r#"{"message":{"content":" be"}}"#,
+                ],
+                "to be",
+            ),
+        ] {
+            let mut heard = heard(api);
+            for payload in payloads {
+                heard.chunk(ChunkKind::Content, None, payload.as_bytes());
+            }
+            assert_eq!(heard.text, said);
+        }
+    }
+
+    #[test]
+    fn an_attempt_that_is_sent_again_says_nothing_twice() {
+        let mut heard = heard("openai-chat");
         let chunk = br#"{"choices":[{"index":0,"delta":{"content":"a"}}]}"#;
         heard.chunk(ChunkKind::Content, Some(0), chunk);
         heard.end(false, None, 5);

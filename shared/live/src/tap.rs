@@ -69,6 +69,11 @@ pub struct TapState {
     /// Bytes of an answer have reached hyper. Under TLS not every read is one:
     /// session tickets and alerts are not.
     answered: Cell<bool>,
+    /// Where both sides write at any time (HTTP/2), the bytes of which it takes at
+    /// least as many for the request to be sent.
+    request_bytes: Cell<Option<u64>>,
+    /// So many were written.
+    request_sent: Cell<bool>,
     gate: Cell<Gate>,
     held: RefCell<Held>,
 }
@@ -138,7 +143,21 @@ impl TapState {
         self.written_bytes.set(0);
         self.write_pending.set(false);
         self.answered.set(false);
+        self.request_bytes.set(None);
+        self.request_sent.set(false);
         self.gate.set(Gate::Open);
+    }
+
+    /// The request is sent once `bytes` were written, whatever is read before and
+    /// written after: HTTP/2 has settings and windows to speak of.
+    pub(crate) fn expect_request(&self, bytes: u64) {
+        self.request_bytes.set(Some(bytes));
+    }
+
+    /// When the last byte of the request that [`Self::expect_request`] told of was
+    /// written.
+    pub(crate) fn request_sent_ns(&self) -> Option<i64> {
+        self.last_write_ns.get().filter(|_| self.request_sent.get())
     }
 
     /// Keeps all but heads of answers from hyper, until [`Self::give_back`].
@@ -218,7 +237,10 @@ impl TapState {
         // The answer cannot precede the request it answers: where the write was
         // stamped late, its stamp is the earliest instant that is known.
         let floor_ns = self.last_write_ns.get().unwrap_or(t_ns);
-        let previous_ns = self.last_read.get().map_or(floor_ns, |r| r.t_ns);
+        let previous_ns = {
+            let last = self.last_read.get();
+            last.map_or(floor_ns, |r| r.t_ns.max(floor_ns))
+        };
         self.last_read.set(Some(ReadStamp {
             read_index,
             t_ns: t_ns.max(previous_ns).min(t_seen_ns),
@@ -228,12 +250,20 @@ impl TapState {
     }
 
     fn note_write(&self, bytes: usize, now_ns: i64) {
-        if !self.answered.get() {
+        let request_bytes = self.request_bytes.get();
+        let over = match request_bytes {
+            None => self.answered.get(),
+            Some(_) => self.request_sent.get(),
+        };
+        if !over {
             self.last_write_ns.set(Some(now_ns));
         }
         self.written_bytes
             .set(self.written_bytes.get() + bytes as u64);
         self.write_pending.set(false);
+        if !over && request_bytes.is_some_and(|least| self.written_bytes.get() >= least) {
+            self.request_sent.set(true);
+        }
     }
 }
 

@@ -120,6 +120,16 @@ impl Target {
 }
 
 impl Tls {
+    /// The same, for a server that is to speak HTTP/2.
+    pub(crate) fn for_http2(&self) -> Self {
+        let mut config = ClientConfig::clone(&self.config);
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        Self {
+            config: Arc::new(config),
+            server_name: self.server_name.clone(),
+        }
+    }
+
     fn new(host: &str, options: &TlsOptions) -> Result<Self, TargetError> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))

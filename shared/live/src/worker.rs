@@ -19,6 +19,7 @@ use crate::arrival::Arrival;
 use crate::connect::{Connector, Pool};
 use crate::engine::{Gauges, Stop, StopLevel};
 use crate::exchange::exchange;
+use crate::http2::Http2Pool;
 use crate::pace::{HandOver, SlotGuard};
 use crate::policy::AttemptPolicy;
 use crate::session::{Course, Heard};
@@ -58,6 +59,8 @@ pub(crate) struct Worker {
     pub(crate) clock: RunClock,
     pub(crate) connector: Connector,
     pub(crate) pool: Pool,
+    /// For calls over gRPC.
+    pub(crate) http2_pool: Http2Pool,
     pub(crate) timeouts: Timeouts,
     pub(crate) policy: AttemptPolicy,
     pub(crate) gauges: Arc<Gauges>,
@@ -124,6 +127,7 @@ impl Worker {
                 spec.workers as i64,
             ),
             pool: Pool::default(),
+            http2_pool: Http2Pool::default(),
             timeouts: spec.timeouts,
             policy: spec.policy,
             gauges: Arc::clone(&spec.gauges),

@@ -13,8 +13,8 @@ use tapedeck_live::headers::recorded_headers;
 use tapedeck_live::{AttemptPolicy, Cancellation, PreparedRequest, Timeouts, TlsOptions};
 use tapedeck_recording::privacy::{BLOCK_BYTES, BLOCK_TOKENS, TokenizerName};
 use tapedeck_recording::{BlockSpec, Privacy, body_hash};
-use tapedeck_wire::dialect::{Api, RequestPart};
-use tapedeck_workload::body::{BuiltBody, build, unplaced};
+use tapedeck_wire::dialect::{Api, Framing, RequestPart};
+use tapedeck_workload::body::{BuiltBody, build, check_fields, unplaced};
 use tapedeck_workload::{BodyOptions, Prompt, encoder};
 use url::Url;
 
@@ -128,15 +128,35 @@ pub fn body_options(body: &BodyArgs, model: Option<String>) -> Result<BodyOption
 /// When a flag sets something that bodies of `api` have no place for: what was
 /// asked for would silently not be done.
 pub fn check_places(api: Api, options: &BodyOptions) -> Result<()> {
+    let name = api.as_str();
     let unplaced = unplaced(api, options);
-    if unplaced.is_empty() {
-        return Ok(());
+    if !unplaced.is_empty() {
+        bail!(
+            "bodies of {name} have no place for {}\nhint: --extra-body sends any field as it is",
+            unplaced.join(", ")
+        )
     }
-    bail!(
-        "bodies of {} have no place for {}\nhint: --extra-body sends any field as it is",
-        api.as_str(),
-        unplaced.join(", ")
-    )
+    let grpc = api.dialect().response.framing == Framing::Grpc;
+    if grpc && options.stream == Some(false) {
+        bail!("--no-stream: every answer of {name} is a stream\nhint: leave it out");
+    }
+    check_fields(api, options).map_err(|problem| {
+        anyhow::anyhow!("a body of {name} cannot be made: {problem}\nhint: `record apis {name}` prints its fields")
+    })
+}
+
+/// # Errors
+/// When connections are to be opened beforehand that `api` could not use.
+pub fn check_connections(api: Api, connection: &ConnectionArgs) -> Result<()> {
+    let grpc = api.dialect().response.framing == Framing::Grpc;
+    if grpc && connection.warm_connections > 0 {
+        bail!(
+            "--warm-connections opens connections for HTTP/1.1, and {} needs HTTP/2\n\
+             hint: leave it out; a call that finds no connection opens one",
+            api.as_str()
+        );
+    }
+    Ok(())
 }
 
 /// Body options as they stand in the settings of a manifest.

@@ -13,12 +13,14 @@ mod error;
 mod facts;
 mod file;
 mod place;
+mod said;
 mod template;
 
 pub use error::DialectError;
 pub use facts::request_facts;
 pub use file::{AuthHeader, EndRule, Framing, InterpreterName, RequestPart, ResponsePart, TextIs};
 pub use place::{Counts, Place, Places, Pointer};
+pub use said::{input_text, output_text, reply_text};
 pub use template::{Placeholder, Template};
 
 /// The newest version of the file format that is understood.
@@ -233,6 +235,8 @@ built_in! {
     AMSV2 = "amsv2" [];
     DASHSCOPE = "dashscope" [];
     DASHSCOPE_CUMULATIVE = "dashscope-cumulative" [];
+    PPL_V1 = "ppl-v1" [];
+    PPL_V2 = "ppl-v2" ["ppl"];
 }
 
 #[cfg(test)]

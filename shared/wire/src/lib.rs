@@ -3,6 +3,8 @@
 //! ```text
 //!  raw read ─▶ decode ─▶ sse    ─▶ openai  ─▶ response ─▶ chunks and one end
 //!             (gzip…)   lines     places    (outcome)
+//!                       list      ppl
+//!                       grpc
 //!                       (frames)  (kinds)
 //! ```
 //!
@@ -16,10 +18,13 @@
 
 pub mod decode;
 pub mod dialect;
+pub mod grpc;
 mod lenient;
 pub mod lines;
+pub mod list;
 pub mod openai;
 pub mod places;
+pub mod ppl;
 pub mod prometheus;
 pub mod response;
 pub mod sse;

@@ -20,7 +20,8 @@ pub use crate::dialect::Api;
 use document::Facts;
 pub use envelope::Interpreter;
 pub use request::{RequestFacts, request_facts};
-pub use said::{input_text, output_text};
+pub(crate) use said::holds_text;
+pub use said::{input_text, output_text, reply_text};
 pub(crate) use values::note_of;
 
 /// Token counts as the server reports them.

@@ -10,7 +10,9 @@ use memchr::memchr2;
 
 use crate::decode::{DecodeError, Decoder};
 use crate::dialect::{Api, Framing};
+use crate::grpc::MessageFramer;
 use crate::lines::LineFramer;
+use crate::list::ListFramer;
 use crate::openai::{self, Usage};
 use crate::sse::{self, Frame};
 use crate::words::{ChunkKind, Outcome};
@@ -66,6 +68,8 @@ pub enum End {
     Timeout { error: String },
     /// The client, or the end of the run, ended it.
     Cancelled { error: String },
+    /// The server's last word is that it failed, whatever came before: a gRPC status.
+    Failed { error: String },
 }
 
 /// Cuts a stream into frames, as its dialect says.
@@ -73,6 +77,8 @@ pub enum End {
 enum Framer<T> {
     Sse(sse::Framer<T>),
     Lines(LineFramer<T>),
+    Elements(ListFramer<T>),
+    Messages(MessageFramer<T>),
 }
 
 impl<T: Copy> Framer<T> {
@@ -80,6 +86,8 @@ impl<T: Copy> Framer<T> {
         match framing {
             Framing::Sse | Framing::None => Self::Sse(sse::Framer::new()),
             Framing::Ndjson => Self::Lines(LineFramer::new()),
+            Framing::Json => Self::Elements(ListFramer::new()),
+            Framing::Grpc => Self::Messages(MessageFramer::new()),
         }
     }
 
@@ -87,6 +95,8 @@ impl<T: Copy> Framer<T> {
         match self {
             Self::Sse(framer) => framer.feed(tag, bytes, out),
             Self::Lines(framer) => framer.feed(tag, bytes, out),
+            Self::Elements(framer) => framer.feed(tag, bytes, out),
+            Self::Messages(framer) => framer.feed(tag, bytes, out),
         }
     }
 
@@ -94,6 +104,8 @@ impl<T: Copy> Framer<T> {
         match self {
             Self::Sse(framer) => framer.finish(out),
             Self::Lines(framer) => framer.finish(out),
+            Self::Elements(framer) => framer.finish(out),
+            Self::Messages(framer) => framer.finish(out),
         }
     }
 }
@@ -174,6 +186,8 @@ impl<T: Copy> ResponseReader<T> {
         let framing = spec.api.dialect().response.framing;
         let shape = if decoder.is_none() || !is_success(spec.status) || framing == Framing::None {
             Shape::Whole
+        } else if framing == Framing::Grpc {
+            Shape::Stream
         } else {
             Shape::Undecided {
                 framing,
@@ -298,7 +312,9 @@ impl<T: Copy> Answer<T> {
         // Lines of JSON begin as one document does, but no HTML page.
         let documents = match framing {
             Framing::Ndjson => &b"<"[..],
-            Framing::Sse | Framing::None => b"{[<",
+            // A document that is no list.
+            Framing::Json => b"{<",
+            Framing::Sse | Framing::Grpc | Framing::None => b"{[<",
         };
         let document = documents.contains(&bytes[start]);
         self.shape = match (stream_type, document) {
@@ -421,7 +437,7 @@ fn is_stream_type(framing: Framing, content_type: Option<&str>) -> bool {
             "application/jsonl",
             "application/stream+json",
         ],
-        Framing::None => &[],
+        Framing::Json | Framing::Grpc | Framing::None => &[],
     };
     let media_type = content_type.and_then(|value| value.split(';').next());
     let media_type = media_type.unwrap_or_default().trim();

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 use tapedeck_wire::dialect::{Api, Dialect, Framing, Placeholder, Template};
+use tapedeck_wire::ppl;
 
 use crate::prompts::{Item, Prompt, joined};
 
@@ -42,6 +43,26 @@ pub struct BuiltBody {
 #[must_use]
 pub fn build(api: Api, prompt: &Prompt, options: &BodyOptions) -> BuiltBody {
     let dialect = api.dialect();
+    let (values, body) = document(dialect, prompt, options);
+    BuiltBody {
+        model: value_at(dialect, &body, Placeholder::Model)
+            .and_then(Value::as_str)
+            .map(str::to_owned)
+            .or_else(|| values.model_outside_the_body()),
+        stream: value_at(dialect, &body, Placeholder::Stream)
+            .and_then(Value::as_bool)
+            .unwrap_or(values.stream),
+        max_output_tokens: dialect.limit_of(&body),
+        body: encoded(dialect, &body).unwrap_or_else(|_| body.to_string().into()),
+    }
+}
+
+/// What `build` sends, before it is bytes.
+fn document<'a>(
+    dialect: &'a Dialect,
+    prompt: &'a Prompt,
+    options: &'a BodyOptions,
+) -> (Values<'a>, Value) {
     let own = own_body(dialect, &prompt.item, options);
     let stream = stream(dialect, own.as_ref(), options);
     let values = Values {
@@ -56,17 +77,30 @@ pub fn build(api: Api, prompt: &Prompt, options: &BodyOptions) -> BuiltBody {
     };
     values.add_the_rest(&mut body);
     let body = merged(Value::Object(body), &Value::Object(options.extra.clone()));
-    BuiltBody {
-        model: value_at(dialect, &body, Placeholder::Model)
-            .and_then(Value::as_str)
-            .map(str::to_owned)
-            .or_else(|| values.model_outside_the_body()),
-        stream: value_at(dialect, &body, Placeholder::Stream)
-            .and_then(Value::as_bool)
-            .unwrap_or(stream),
-        max_output_tokens: dialect.limit_of(&body),
-        body: Bytes::from(body.to_string()),
-    }
+    (values, body)
+}
+
+/// A body as it is sent: JSON, or a message of a protocol. What a data set brought
+/// and the protocol does not have goes out as it stands, for the server to refuse.
+fn encoded(dialect: &Dialect, body: &Value) -> Result<Bytes, serde_json::Error> {
+    Ok(match dialect.response.interpreter.ppl() {
+        Some(version) => ppl::encode(version, body)?.into(),
+        None => body.to_string().into(),
+    })
+}
+
+/// Why bodies with these options cannot be sent to `api`: a field that its protocol
+/// does not have, or has of another type. JSON takes any.
+///
+/// # Errors
+/// In words.
+pub fn check_fields(api: Api, options: &BodyOptions) -> Result<(), String> {
+    let prompt = Prompt::from(Item::Text("x".to_owned()));
+    let dialect = api.dialect();
+    let (_, body) = document(dialect, &prompt, options);
+    encoded(dialect, &body)
+        .map(drop)
+        .map_err(|error| error.to_string())
 }
 
 /// Settings that bodies of `api` have no place for.
@@ -103,8 +137,10 @@ fn own_body(dialect: &Dialect, item: &Item, options: &BodyOptions) -> Option<Map
 }
 
 fn stream(dialect: &Dialect, own: Option<&Map<String, Value>>, options: &BodyOptions) -> bool {
-    if dialect.response.framing == Framing::None {
-        return false;
+    match dialect.response.framing {
+        Framing::None => return false,
+        Framing::Grpc => return true,
+        Framing::Sse | Framing::Ndjson | Framing::Json => {}
     }
     let own = || {
         let keys = dialect.request.body.place_of(Placeholder::Stream)?;

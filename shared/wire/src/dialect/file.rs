@@ -10,6 +10,7 @@ use super::error::DialectError;
 use super::place::{Counts, Places, Pointer};
 use super::template::{Placeholder, Template};
 use super::{Api, BUILT_IN, Dialect, VERSION};
+use crate::ppl;
 
 /// What is sent.
 #[derive(Debug, Clone, PartialEq)]
@@ -81,6 +82,24 @@ pub enum InterpreterName {
     /// The reader of OpenAI's chat and completions, which is the fastest.
     #[serde(rename = "openai")]
     OpenAi,
+    /// Protobuf messages of `ppl.llm.serving`, openppl's protocol.
+    #[serde(rename = "ppl-v1")]
+    PplV1,
+    /// The same, llm.perf's protocol.
+    #[serde(rename = "ppl-v2")]
+    PplV2,
+}
+
+impl InterpreterName {
+    /// Which protocol of `ppl.llm.serving` it reads.
+    #[must_use]
+    pub fn ppl(self) -> Option<ppl::Version> {
+        match self {
+            Self::PplV1 => Some(ppl::Version::V1),
+            Self::PplV2 => Some(ppl::Version::V2),
+            Self::Places | Self::OpenAi => None,
+        }
+    }
 }
 
 /// How an answer is cut into chunks.
@@ -91,6 +110,10 @@ pub enum Framing {
     Sse,
     /// One JSON document a line.
     Ndjson,
+    /// The elements of one JSON list.
+    Json,
+    /// Messages of a gRPC call, over HTTP/2.
+    Grpc,
     /// Never streamed.
     None,
 }
@@ -383,7 +406,13 @@ impl ResponsePart {
         let bears = [&file.text, &file.reasoning, &file.tool];
         let ends = file.finish != none || file.done != none || file.done_data.is_some();
         let streamed = file.framing != Framing::None;
+        let grpc = file.framing == Framing::Grpc;
         let problem = match file.interpreter {
+            interpreter if grpc != interpreter.ppl().is_some() => Some((
+                "response.framing",
+                "and the interpreter do not go together",
+                "framing = \"grpc\" needs interpreter = \"ppl-v1\" or \"ppl-v2\", and they need it",
+            )),
             InterpreterName::OpenAi if bears != [&none; 3] || ends => Some((
                 "response.interpreter",
                 "= \"openai\" knows its own places",

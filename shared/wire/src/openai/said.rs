@@ -1,6 +1,7 @@
 //! The text in a payload: what a tokenizer counts where the server counted nothing.
 
 use serde::de::{IgnoredAny, MapAccess, SeqAccess};
+use serde_json::Value;
 
 use crate::lenient::{self, Any, Key, Reader};
 
@@ -14,6 +15,25 @@ pub fn output_text(payload: &[u8]) -> Option<String> {
     let payload = payload.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(payload);
     let answer = lenient::read::<Answer>(payload)?;
     (!answer.0.is_empty()).then_some(answer.0)
+}
+
+/// What the first choice says to the user: neither reasoning nor tool calls, which
+/// clients do not send back.
+#[must_use]
+pub fn reply_text(payload: &[u8]) -> Option<String> {
+    let document: Value = serde_json::from_slice(payload).ok()?;
+    let choices = document.get("choices")?.as_array()?;
+    let is_first = |choice: &&Value| choice["index"].as_i64().unwrap_or(0) == 0;
+    let choice = choices.iter().find(is_first)?;
+    let said = ["/delta/content", "/message/content", "/text"];
+    match said.iter().find_map(|at| choice.pointer(at))? {
+        Value::String(text) => Some(text.clone()),
+        Value::Array(parts) => {
+            let texts = parts.iter().filter_map(|part| part["text"].as_str());
+            Some(texts.collect())
+        }
+        _ => None,
+    }
 }
 
 /// The text of a request's messages or prompt, without the template that a server
@@ -199,7 +219,8 @@ impl<'t> Pieces<'t> {
     }
 }
 
-fn holds_text(name: &str) -> bool {
+/// Whether a field of that name has text for people, or lists and objects with such.
+pub(crate) fn holds_text(name: &str) -> bool {
     matches!(
         name,
         "text"
@@ -289,6 +310,30 @@ mod tests {
             ),
         ] {
             assert_eq!(output(payload).as_deref(), Some(text), "{payload}");
+        }
+    }
+
+    #[test]
+    fn the_reply_is_what_the_first_choice_says_to_the_user() {
+        for (payload, text) in [
+            (
+                r#"{"choices":[{"index":0,"delta":{"content":"a","reasoning_content":"r"}}]}"#,
+                Some("a"),
+            ),
+            (
+                r#"{"choices":[{"index":1,"delta":{"content":"b"}},{"index":0,"delta":{"content":"a"}}]}"#,
+                Some("a"),
+            ),
+            (
+                r#"{"choices":[{"message":{"content":[{"type":"text","text":"a"},{"text":"b"}]}}]}"#,
+                Some("ab"),
+            ),
+            (r#"{"choices":[{"text":" a"}]}"#, Some(" a")),
+            (r#"{"choices":[{"delta":{"content":null}}]}"#, None),
+            (r#"{"choices":[]}"#, None),
+            ("[DONE]", None),
+        ] {
+            assert_eq!(reply_text(payload.as_bytes()).as_deref(), text, "{payload}");
         }
     }
 

@@ -3,6 +3,7 @@
 use crate::dialect::{Api, Dialect, EndRule, InterpreterName};
 use crate::openai::{self, Meaning, Usage};
 use crate::places;
+use crate::ppl;
 use crate::sse::{Frame, FrameClass};
 use crate::words::{ChunkKind, Outcome};
 
@@ -28,6 +29,7 @@ pub(super) struct Story {
 enum Interpreter {
     OpenAi(openai::Interpreter),
     Places(places::Interpreter),
+    Ppl(ppl::Version),
 }
 
 impl Interpreter {
@@ -35,6 +37,8 @@ impl Interpreter {
         match dialect.response.interpreter {
             InterpreterName::OpenAi => Self::OpenAi(openai::Interpreter::new()),
             InterpreterName::Places => Self::Places(places::Interpreter::new(dialect)),
+            InterpreterName::PplV1 => Self::Ppl(ppl::Version::V1),
+            InterpreterName::PplV2 => Self::Ppl(ppl::Version::V2),
         }
     }
 
@@ -42,6 +46,7 @@ impl Interpreter {
         match self {
             Self::OpenAi(interpreter) => interpreter.interpret(event_name, payload),
             Self::Places(interpreter) => interpreter.interpret(event_name, payload),
+            Self::Ppl(version) => ppl::interpret(*version, payload),
         }
     }
 }
@@ -188,10 +193,9 @@ impl Story {
         if let Some(error) = self.error.take() {
             return Some((Outcome::StreamError, Some(error)));
         }
-        if self.end_marker_seen() {
-            return Some((Outcome::Ok, None));
-        }
         match end {
+            End::Failed { error } => Some((Outcome::StreamError, Some(error))),
+            _ if self.end_marker_seen() => Some((Outcome::Ok, None)),
             End::Clean if self.ends_by_closing() => Some((Outcome::Ok, None)),
             End::Clean => None,
             End::Broken { error } => Some((Outcome::ConnectionError, Some(error))),

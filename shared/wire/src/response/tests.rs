@@ -670,3 +670,109 @@ proptest! {
         prop_assert_eq!(end, expected_end);
     }
 }
+
+/// An API whose answer to a request for a stream is a list that grows.
+fn list_spec() -> ResponseSpec<'static> {
+    let dialect = r#"
+        version = 1
+        [request]
+        path = "/models/%m:streamGenerateContent"
+        body = '{"contents": [{"parts": [{"text": "%p"}]}]}'
+        [response]
+        framing = "json"
+        text = "/candidates/*/content/parts/*/text"
+        finish = "/candidates/*/finishReason"
+        error = "/error"
+        [response.usage]
+        output_tokens = "/usageMetadata/candidatesTokenCount"
+    "#;
+    ResponseSpec {
+        api: Api::of(crate::dialect::Dialect::parse(dialect, "test", "list").unwrap()),
+        content_type: Some("application/json; charset=UTF-8"),
+        ..SPEC
+    }
+}
+
+#[test]
+fn the_elements_of_a_list_are_the_chunks_of_a_stream() {
+    let text = r#"{"candidates":[{"content":{"parts":[{"text":"a, \"b]"}]}}]}"#;
+    let last =
+        r#"{"candidates":[{"finishReason":"STOP"}],"usageMetadata":{"candidatesTokenCount":3}}"#;
+    let list = format!("[{text}\n,\r\n{last}\n]\n");
+    let (head, tail) = list.split_at(text.len() - 4);
+    let (chunks, end) = follow(list_spec(), &[head.as_bytes(), tail.as_bytes()], End::Clean);
+    let shown: Vec<_> = chunks
+        .iter()
+        .map(|c| (c.kind.as_str(), c.tag, c.bytes))
+        .collect();
+    assert_eq!(
+        shown,
+        [
+            ("content", 1, text.len() as i64),
+            ("usage", 1, last.len() as i64)
+        ]
+    );
+    assert_eq!(
+        (end.outcome, end.finish_reason.as_deref()),
+        (Outcome::Ok, Some("STOP"))
+    );
+    assert_eq!(end.usage.and_then(|usage| usage.output_tokens), Some(3));
+    for (body, outcome, chunks) in [
+        (format!("[{text}"), Outcome::Truncated, 1),
+        (format!("[{text},{{\"cand"), Outcome::Truncated, 2),
+        (
+            "[{\"error\":{\"message\":\"no\"}}]".to_owned(),
+            Outcome::StreamError,
+            1,
+        ),
+        (
+            "{\"error\":{\"message\":\"no\"}}".to_owned(),
+            Outcome::StreamError,
+            0,
+        ),
+        ("[]".to_owned(), Outcome::Truncated, 0),
+    ] {
+        let (seen, end) = whole(list_spec(), &body);
+        assert_eq!((end.outcome, seen.len()), (outcome, chunks), "{body}");
+    }
+}
+
+#[test]
+fn the_status_of_a_call_has_the_last_word() {
+    let spec = ResponseSpec {
+        api: Api::from_word("ppl").unwrap(),
+        content_type: Some("application/grpc"),
+        ..SPEC
+    };
+    // One Response, its status FINISHED and its text `w`.
+    let finished = crate::grpc::framed(b"\x0a\x05\x08\x01\x1a\x01w").unwrap();
+    let exhausted = || End::Failed {
+        error: "grpc-status 8".to_owned(),
+    };
+    let broken = || End::Broken {
+        error: "reset".to_owned(),
+    };
+    for (reads, end, outcome, chunks) in [
+        (&finished[..], End::Clean, Outcome::Ok, 1),
+        (&finished, broken(), Outcome::Ok, 1),
+        (&finished, exhausted(), Outcome::StreamError, 1),
+        (&finished[..8], broken(), Outcome::ConnectionError, 1),
+        (b"", End::Clean, Outcome::Truncated, 0),
+        (b"<html>", broken(), Outcome::ConnectionError, 1),
+    ] {
+        let (seen, end) = follow(spec, &[reads], end);
+        assert_eq!((end.outcome, seen.len()), (outcome, chunks), "{reads:?}");
+    }
+    let (_, end) = follow(
+        ResponseSpec {
+            status: 503,
+            ..spec
+        },
+        &[b"down"],
+        exhausted(),
+    );
+    assert_eq!(
+        (end.outcome, end.error.as_deref()),
+        (Outcome::HttpError, Some("down"))
+    );
+}
