@@ -127,7 +127,7 @@ fn miss(args: &MissArgs) -> Result<Miss> {
 
 /// Doubt first: what of the recording will not be served as it was.
 fn print_loaded(loaded: &Loaded) {
-    for (why, count) in loaded.left_out.reasons() {
+    for (_, why, count) in loaded.left_out.reasons() {
         if count > 0 {
             eprintln!("left out: {count} answers {why}");
         }
@@ -171,6 +171,6 @@ fn conclude(args: &ServeArgs, loaded: &Loaded, answers: usize, tally: &Tally) ->
 
 fn left_out_json(loaded: &Loaded) -> Value {
     let reasons = loaded.left_out.reasons();
-    let reasons = reasons.map(|(why, count)| (why.replace(' ', "_"), json!(count)));
+    let reasons = reasons.map(|(name, _, count)| (name.to_owned(), json!(count)));
     Value::Object(reasons.into_iter().collect::<Map<_, _>>())
 }

@@ -75,13 +75,18 @@ pub(crate) struct LeftOut {
 }
 
 impl LeftOut {
-    pub(crate) fn reasons(&self) -> [(&'static str, u64); 5] {
+    /// Each with its name and in words.
+    pub(crate) fn reasons(&self) -> [(&'static str, &'static str, u64); 5] {
         [
-            ("without content", self.no_content),
-            ("unfinished", self.unfinished),
-            ("never sent", self.never_sent),
-            ("on a connection that was stale", self.stale_connection),
-            ("with parts missing", self.incomplete),
+            ("no_content", "recorded without content", self.no_content),
+            ("unfinished", "unfinished", self.unfinished),
+            ("never_sent", "to requests never sent", self.never_sent),
+            (
+                "stale_connection",
+                "on a connection that was stale, and sent again",
+                self.stale_connection,
+            ),
+            ("incomplete", "with parts missing", self.incomplete),
         ]
     }
 }
@@ -121,8 +126,8 @@ pub(crate) fn load(wanted: &Wanted<'_>) -> Result<Loaded> {
     }
     if loaded.answers.is_empty() {
         let reasons = loaded.left_out.reasons();
-        let reasons = reasons.iter().filter(|(_, count)| *count > 0);
-        let reasons: Vec<_> = reasons.map(|(why, n)| format!("{n} {why}")).collect();
+        let reasons = reasons.iter().filter(|(_, _, count)| *count > 0);
+        let reasons: Vec<_> = reasons.map(|(_, why, n)| format!("{n} {why}")).collect();
         let why = match reasons.is_empty() {
             true => "it has no requests".to_owned(),
             false => reasons.join(", "),
