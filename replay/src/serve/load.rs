@@ -8,7 +8,8 @@ use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use http::HeaderMap;
 use http::header::{
-    CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, HeaderName, HeaderValue, TRANSFER_ENCODING,
+    CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue,
+    TRANSFER_ENCODING,
 };
 use serde_json::Value;
 use tapedeck_recording::{
@@ -72,11 +73,13 @@ pub(crate) struct LeftOut {
     pub(crate) stale_connection: u64,
     /// Chunks were dropped, or their copies are cut.
     pub(crate) incomplete: u64,
+    /// Calls over HTTP/2, which is not spoken here.
+    pub(crate) grpc: u64,
 }
 
 impl LeftOut {
     /// Each with its name and in words.
-    pub(crate) fn reasons(&self) -> [(&'static str, &'static str, u64); 5] {
+    pub(crate) fn reasons(&self) -> [(&'static str, &'static str, u64); 6] {
         [
             ("no_content", "recorded without content", self.no_content),
             ("unfinished", "unfinished", self.unfinished),
@@ -87,6 +90,7 @@ impl LeftOut {
                 self.stale_connection,
             ),
             ("incomplete", "with parts missing", self.incomplete),
+            ("grpc", "to gRPC calls", self.grpc),
         ]
     }
 }
@@ -279,6 +283,10 @@ impl<'a> Loading<'a> {
             reasons.stale_connection += 1;
             return Ok(());
         }
+        if is_grpc(row.headers.as_ref()) {
+            reasons.grpc += 1;
+            return Ok(());
+        }
         let body_len = row.body.as_ref().map_or(0, Bytes::len);
         let has_body = body_len > 0 || row.body_bytes == 0 || row.chunk_count > 0;
         if row.outcome == Outcome::Imported || !has_body {
@@ -398,6 +406,12 @@ impl Draft {
 /// one is shorter or longer than what it stands for, but not as long as copies get.
 fn is_cut(kept: usize, true_len: i64, max_bytes: usize) -> bool {
     kept >= max_bytes && usize::try_from(true_len).is_ok_and(|len| len > kept)
+}
+
+fn is_grpc(headers: Option<&Pairs>) -> bool {
+    let mut headers = headers.into_iter().flat_map(|pairs| pairs.iter());
+    headers
+        .any(|(name, value)| CONTENT_TYPE == name.as_str() && value.starts_with("application/grpc"))
 }
 
 /// From the sending of the request; never before it.

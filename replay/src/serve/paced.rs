@@ -35,7 +35,9 @@ pub(crate) struct Pace {
 impl Pace {
     /// The deadline of what was recorded `due_ns` after its request was sent.
     pub(crate) fn at(self, due_ns: i64) -> i64 {
-        self.t_received_ns + (due_ns as f64 / self.speed).round() as i64
+        // A cast saturates: a wait of centuries is one that never ends.
+        let wait_ns = (due_ns as f64 / self.speed).round() as i64;
+        self.t_received_ns.saturating_add(wait_ns)
     }
 }
 
@@ -99,7 +101,7 @@ impl Paced {
             End::Whole => {
                 // What arrived at once is sent at once, the end included.
                 let last = self.answer.writes.last();
-                if last.is_some_and(|write| write.due_ns < self.answer.end_due_ns) {
+                if last.is_none_or(|write| write.due_ns < self.answer.end_due_ns) {
                     ready!(self.poll_due(cx, due_ns));
                 }
                 Poll::Ready(None)
@@ -113,7 +115,7 @@ impl Paced {
             }
             End::ClientLeft => {
                 self.in_flight = None;
-                ready!(self.poll_due(cx, due_ns + AFTER_CLIENT_LEFT_NS));
+                ready!(self.poll_due(cx, due_ns.saturating_add(AFTER_CLIENT_LEFT_NS)));
                 Poll::Ready(Some(Err(BrokeOff)))
             }
             End::Silence => {

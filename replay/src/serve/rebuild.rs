@@ -76,15 +76,17 @@ impl Default for Style {
 }
 
 impl Style {
-    /// All there are, the most ordinary first.
-    fn all() -> impl Iterator<Item = Self> {
-        (0..48_usize).map(|number| Self {
+    /// All there are, those first that differ from `usual` in how they end only, and
+    /// there in the order of `cuts`.
+    fn all(usual: Self, cuts: [usize; 3]) -> impl Iterator<Item = Self> {
+        let likely = cuts.into_iter().map(move |cut| Self { cut, ..usual });
+        likely.chain((0..48_usize).map(move |number| Self {
             space: number & 1 == 0,
             crlf: number & 2 != 0,
             blank_after_line: number & 4 == 0,
             bare_lines: number & 8 == 0,
-            cut: number / 16,
-        })
+            cut: cuts[number / 16],
+        }))
     }
 
     fn line_end(self) -> &'static [u8] {
@@ -110,10 +112,14 @@ pub(crate) fn rebuild(
     usual: &mut Style,
 ) -> Rebuilt {
     let wanted = usize::try_from(body_bytes).unwrap_or(0);
-    let mut styles = std::iter::once(*usual).chain(Style::all());
+    let cuts = match pieces.end_within_a_document() {
+        true => [2, 0, 1],
+        false => [0, 1, 2],
+    };
+    let mut styles = Style::all(*usual, cuts);
     let found = styles.find(|style| pieces.len(framing, *style) == wanted);
     let style = found.unwrap_or(Style { cut: 0, ..*usual });
-    *usual = style;
+    *usual = Style { cut: 0, ..style };
     let mut bytes = Vec::with_capacity(pieces.len(framing, style));
     let mut writes: Vec<Write> = Vec::new();
     let mut last_read = None;
@@ -150,6 +156,16 @@ pub(crate) fn rebuild(
 impl Pieces {
     fn payload(&self, piece: &Piece) -> &[u8] {
         &self.payloads[piece.data.clone()]
+    }
+
+    /// Whether the stream broke off within its last chunk.
+    fn end_within_a_document(&self) -> bool {
+        let last = self.rows.last().map(|piece| self.payload(piece));
+        last.is_some_and(|payload| {
+            matches!(payload.first(), Some(b'{' | b'['))
+                && payload != b"[DONE]"
+                && serde_json::from_slice::<serde_json::Value>(payload).is_err()
+        })
     }
 
     fn len(&self, framing: Framing, style: Style) -> usize {
