@@ -76,11 +76,13 @@ impl Default for Style {
 }
 
 impl Style {
-    /// All there are, those first that differ from `usual` in how they end only, and
-    /// there in the order of `cuts`.
+    /// All there are, in the order of `cuts`; `usual` first of all.
     fn all(usual: Self, cuts: [usize; 3]) -> impl Iterator<Item = Self> {
-        let likely = cuts.into_iter().map(move |cut| Self { cut, ..usual });
-        likely.chain((0..48_usize).map(move |number| Self {
+        let usual = Self {
+            cut: cuts[0],
+            ..usual
+        };
+        std::iter::once(usual).chain((0..48_usize).map(move |number| Self {
             space: number & 1 == 0,
             crlf: number & 2 != 0,
             blank_after_line: number & 4 == 0,
