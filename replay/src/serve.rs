@@ -132,6 +132,11 @@ fn print_loaded(loaded: &Loaded) {
             eprintln!("left out: {count} answers {why}");
         }
     }
+    if loaded.redacted {
+        eprintln!(
+            "texts were redacted when this was recorded: answers are without them, and requests that had some are not found by their bodies\nhint: --match-on names places that were kept"
+        );
+    }
     let other = loaded.streams - loaded.exact_streams;
     if other > 0 {
         eprintln!(

@@ -102,6 +102,8 @@ pub(crate) struct Loaded {
     pub(crate) answers: Vec<(Asked, Answer)>,
     pub(crate) left_out: LeftOut,
     pub(crate) models: BTreeSet<String>,
+    /// Texts were replaced before they were written.
+    pub(crate) redacted: bool,
     /// Streams, and those of them whose bytes are as many as were recorded.
     pub(crate) streams: u64,
     pub(crate) exact_streams: u64,
@@ -126,6 +128,7 @@ pub(crate) fn load(wanted: &Wanted<'_>) -> Result<Loaded> {
     let mut loaded = Loaded::default();
     for recording in Recording::open_all(wanted.path)? {
         expect_content(&recording)?;
+        loaded.redacted |= recording.manifest.settings.get("redact").is_some();
         Loading::new(wanted, &recording, &mut loaded)?.load(&recording)?;
     }
     if loaded.answers.is_empty() {

@@ -44,13 +44,13 @@ impl Pace {
 /// One answer on its way out.
 #[derive(Debug)]
 pub(crate) struct Paced {
-    pub(crate) answer: Rc<Answer>,
-    pub(crate) pace: Pace,
-    pub(crate) timers: Rc<Timers>,
-    pub(crate) peer: Peer,
-    pub(crate) tally: Arc<Tally>,
-    /// `None` once it is over, or waits for a client that may never leave.
-    pub(crate) in_flight: Option<InFlight>,
+    answer: Rc<Answer>,
+    pace: Pace,
+    timers: Rc<Timers>,
+    peer: Peer,
+    tally: Arc<Tally>,
+    /// `None` when all is written and the client may never leave.
+    in_flight: Option<InFlight>,
     sleep: Option<Sleep>,
     /// Writes handed over.
     written: usize,

@@ -172,19 +172,20 @@ impl Recorded {
         let Some(head) = &answer.head else {
             return self.hung_up(&answer, pace, &peer, in_flight).await;
         };
-        self.timers.sleep_until(pace.at(head.due_ns)).await;
-        let (request_id, attempt) = (answer.request_id, answer.attempt);
-        let name = format!("{request_id}.{attempt} {}", rule.as_str());
-        let mut served = Response::new(());
-        *served.status_mut() = StatusCode::from_u16(head.status).map_err(|_| HangUp)?;
-        *served.headers_mut() = head.headers.clone();
-        if let Ok(name) = HeaderValue::from_str(&name) {
-            served.headers_mut().insert(ANSWER_HEADER, name);
-        }
+        // Made first, so that a client that leaves before is counted too.
         let counted = (Arc::clone(&self.tally), in_flight);
         let timers = Rc::clone(&self.timers);
         let body = Paced::new(Rc::clone(&answer), pace, timers, peer, counted);
-        Ok(served.map(|()| ServedBody::Recorded(body)))
+        let mut served = Response::new(ServedBody::Recorded(body));
+        *served.status_mut() = StatusCode::from_u16(head.status).map_err(|_| HangUp)?;
+        *served.headers_mut() = head.headers.clone();
+        let (request_id, attempt) = (answer.request_id, answer.attempt);
+        let name = format!("{request_id}.{attempt} {}", rule.as_str());
+        if let Ok(name) = HeaderValue::from_str(&name) {
+            served.headers_mut().insert(ANSWER_HEADER, name);
+        }
+        self.timers.sleep_until(pace.at(head.due_ns)).await;
+        Ok(served)
     }
 
     /// An answer of which nothing came.
