@@ -33,11 +33,6 @@ SELECT q.body_hash, min(c.chunk_index) AS chunk_index, min(c.t_ns) AS t_ns FROM 
 JOIN requests AS q USING (recording_id, request_id, attempt) WHERE q.phase = 'measure'
 GROUP BY q.body_hash, c.read_index ORDER BY 1, 2
 """
-LATENCY = """
-SELECT metric, stat, value FROM latency_percentiles
-WHERE metric IN ('ttft_ms', 'tpot_ms', 'e2el_ms') AND stat IN ('mean', 'p99') ORDER BY 1, 2
-"""
-
 
 def quantile(values, share):
     """The nearest rank."""
@@ -128,14 +123,9 @@ class Trial:
         header("error, ms")
         pairs = zip(*(gaps([r["t_received_ns"] for r in rows]) for rows in (base, new)))
         row("gaps between arrivals, at the proxies", [b - a for a, b in pairs])
-        (fidelity,) = query(replay, "SELECT * FROM schedule_fidelity")
-        for name in ("inter_arrival_error", "offset_error", "lag"):
-            cells = " | ".join(f"{fidelity[f'{name}_ms_{stat}']:.3f}" for stat in ("p50", "p99", "max"))
-            print(f"\n{name} as sent, p50 | p99 | max: {cells}")
-        print("\n| ms | original | replay |\n|---|--:|--:|")
-        both = [{(r["metric"], r["stat"]): r["value"] for r in query(p, LATENCY)} for p in (original, replayed)]
-        for key, value in both[0].items():
-            print(f"| {' '.join(key)} | {value:.2f} | {both[1][key]:.2f} |")
+        print("\n```")
+        print(self.programs.run("analyze", "compare", original, replay, codes=(0, 1)).rstrip())
+        print("```")
 
     def serve(self, original, warm):
         out = self.scratch / "served"
