@@ -34,6 +34,7 @@ JOIN requests AS q USING (recording_id, request_id, attempt) WHERE q.phase = 'me
 GROUP BY q.body_hash, c.read_index ORDER BY 1, 2
 """
 
+
 def quantile(values, share):
     """The nearest rank."""
     values = sorted(values)
