@@ -32,6 +32,7 @@ mod proxy_upstreams;
 mod readme;
 mod record_load;
 mod replay_run;
+mod replay_serve;
 mod report;
 mod secrets;
 mod server_side;

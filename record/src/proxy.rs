@@ -17,6 +17,7 @@ use tapedeck_proxy::{Admin, Metrics, Pattern, Proxy, Rules, Settings, Watched};
 use tapedeck_recording::manifest::Workload;
 use tapedeck_run::ending::Ending;
 use tapedeck_run::harness::raise_open_files_limit;
+use tapedeck_run::listen::expect_loopback;
 use tapedeck_run::manifest::Described;
 use tapedeck_run::output;
 use tapedeck_run::requests::privacy;
@@ -127,11 +128,7 @@ impl Serving<'_> {
 /// Opens an address. One that other machines reach has to be asked for twice: a
 /// proxy lends its clients the way to the server behind it.
 fn listen(flag: &str, addr: SocketAddr, allow_remote: bool) -> Result<TcpListener> {
-    if !addr.ip().is_loopback() && !allow_remote {
-        bail!(
-            "{flag} {addr} can be reached from other machines\nhint: add --allow-remote if that is meant"
-        );
-    }
+    expect_loopback(flag, addr, allow_remote)?;
     TcpListener::bind(addr).with_context(|| format!("cannot listen on {flag} {addr}"))
 }
 

@@ -11,6 +11,8 @@ use tapedeck_run::args::{
 use tapedeck_wire::dialect::Api;
 use tapedeck_workload::trace::Format;
 
+use crate::serve::args::ServeArgs;
+
 /// Send recorded traffic again with its original timing; the result is again a
 /// recording.
 #[derive(Debug, Parser)]
@@ -29,6 +31,8 @@ pub enum Command {
     Plan(PlanArgs),
     /// Make a recording of somebody else's trace.
     Import(ImportArgs),
+    /// Answer requests with a recording's answers, at the recorded pace.
+    Serve(Box<ServeArgs>),
 }
 
 #[derive(Debug, Clone, Args)]
@@ -199,7 +203,7 @@ fn parse_from(text: &str) -> Result<From, String> {
     Format::from_word(text).map(From::Trace).ok_or_else(names)
 }
 
-fn parse_speed(text: &str) -> Result<f64, String> {
+pub(crate) fn parse_speed(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(speed) if speed.is_finite() && speed > 0.0 => Ok(speed),
         _ => Err("expected a positive number".to_owned()),

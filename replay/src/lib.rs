@@ -2,12 +2,14 @@
 //!
 //! [`source`] turns a recording or a trace into planned requests, [`bodies`] makes
 //! what is sent of them, [`run`] sends it through the same harness as `record load`.
-//! [`import`] makes a recording of a trace.
+//! [`import`] makes a recording of a trace, and [`serve`] stands in for the server
+//! that was recorded.
 
 pub mod bodies;
 pub mod cli;
 pub mod import;
 pub mod run;
+pub mod serve;
 pub mod source;
 
 use std::process::ExitCode;
@@ -23,6 +25,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Plan(args) => run::print_plan(&args).map(|()| Ending::Fine),
         Command::Import(args) => import::import(&args).map(|()| Ending::Fine),
+        Command::Serve(args) => serve::serve(&args),
     };
     exit_code(result)
 }

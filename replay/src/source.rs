@@ -180,9 +180,15 @@ fn of_trace(args: &SourceArgs) -> Result<Plan> {
 /// Ids of the requests that `--where` keeps of the recording in `path`; `None` for
 /// all.
 fn kept(args: &SourceArgs, path: &Path) -> Result<Option<BTreeSet<i64>>> {
-    let Some(filter) = &args.filter else {
-        return Ok(None);
-    };
+    let filter = args.filter.as_deref();
+    filter.map(|filter| matching(path, filter)).transpose()
+}
+
+/// Ids of the requests of the recording in `path` for which `filter` holds.
+///
+/// # Errors
+/// When it does not hold up as SQL.
+pub(crate) fn matching(path: &Path, filter: &str) -> Result<BTreeSet<i64>> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -190,7 +196,6 @@ fn kept(args: &SourceArgs, path: &Path) -> Result<Option<BTreeSet<i64>>> {
     let paths = [path.to_owned()];
     runtime
         .block_on(tapedeck_analyze::matching_requests(&paths, filter))
-        .map(Some)
         .with_context(|| format!("--where {filter}"))
 }
 

@@ -120,11 +120,11 @@ impl Drop for ProxyProcess {
 }
 
 /// Reads to the line that begins with `start`; the address in it.
-fn address(stderr: &mut impl BufRead, said: &mut String, start: &str) -> SocketAddr {
+pub fn address(stderr: &mut impl BufRead, said: &mut String, start: &str) -> SocketAddr {
     loop {
         let mut line = String::new();
         let n = stderr.read_line(&mut line).unwrap();
-        assert!(n > 0, "the proxy ended: {said}");
+        assert!(n > 0, "the program ended: {said}");
         said.push_str(&line);
         if line.starts_with(start) {
             let (_, rest) = line.split_once("://").unwrap();

@@ -26,9 +26,9 @@ class Programs:
         return json.loads(self.run("analyze", "query", recording, sql, "--format", "json"))
 
     @contextlib.contextmanager
-    def server(self, said, *args):
-        """Runs `record ARGS`, which says on stderr where it listens after `said`; yields its port. SIGTERM ends it."""
-        process = subprocess.Popen([self.folder / "record", *map(str, args)], stderr=subprocess.PIPE, text=True)
+    def server(self, said, *args, program="record"):
+        """Runs `PROGRAM ARGS`, which says on stderr where it listens after `said`; yields its port. SIGTERM ends it."""
+        process = subprocess.Popen([self.folder / program, *map(str, args)], stderr=subprocess.PIPE, text=True)
         lines = []
         try:
             for line in process.stderr:
@@ -37,13 +37,13 @@ class Programs:
                     yield int(found[1])
                     break
             else:
-                raise SystemExit(f"record {args[0]} did not start:\n{''.join(lines)}")
+                raise SystemExit(f"{program} {args[0]} did not start:\n{''.join(lines)}")
         finally:
             process.send_signal(signal.SIGTERM)
             for line in process.stderr:
                 lines.append(line)
             if process.wait(60) != 0:
-                raise SystemExit(f"record {args[0]} ended with exit {process.returncode}:\n{''.join(lines)}")
+                raise SystemExit(f"{program} {args[0]} ended with exit {process.returncode}:\n{''.join(lines)}")
 
 
 def recordings(root):

@@ -178,21 +178,41 @@ impl Recording {
     /// When a file is unreadable or its rows are not of the format.
     pub fn rows(&self, table: Table) -> Result<EventBatch, ReadError> {
         let mut events = EventBatch::default();
-        let mut add = |batch: &RecordBatch, path: &Path| {
+        self.for_each_batch(table, |mut batch| {
+            events.append(&mut batch);
+            Ok::<_, ReadError>(())
+        })?;
+        Ok(events)
+    }
+
+    /// Hands the rows of `table` to `take`, a batch at a time: of the sealed files in
+    /// their order, then what only the log holds. One sealed file is in memory at a
+    /// time.
+    ///
+    /// # Errors
+    /// As [`Self::rows`], and those of `take`, which end the reading.
+    pub fn for_each_batch<E: From<ReadError>>(
+        &self,
+        table: Table,
+        mut take: impl FnMut(EventBatch) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let rows = |batch: &RecordBatch, path: &Path| {
+            let mut events = EventBatch::default();
             from_batch(table, batch, &mut events).map_err(|source| ReadError::Rows {
                 path: path.to_owned(),
                 source,
-            })
+            })?;
+            Ok::<_, ReadError>(events)
         };
         for path in self.files(table) {
             for batch in read_file(path)? {
-                add(&batch, path)?;
+                take(rows(&batch, path)?)?;
             }
         }
         for batch in self.unsealed(table)? {
-            add(&batch, &self.dir.join(WAL_DIR))?;
+            take(rows(&batch, &self.dir.join(WAL_DIR))?)?;
         }
-        Ok(events)
+        Ok(())
     }
 }
 

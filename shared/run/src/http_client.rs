@@ -9,11 +9,7 @@ use tapedeck_live::TlsOptions;
 ///
 /// # Errors
 /// When the certificates of `tls` cannot be used.
-pub(crate) fn build(
-    tls: &TlsOptions,
-    connect: Duration,
-    whole: Duration,
-) -> Result<reqwest::Client> {
+pub fn build(tls: &TlsOptions, connect: Duration, whole: Duration) -> Result<reqwest::Client> {
     // Fails when a provider is already installed, which serves as well.
     rustls::crypto::ring::default_provider()
         .install_default()

@@ -42,11 +42,13 @@
 //! `timerfd` on absolute `CLOCK_MONOTONIC` deadlines ([`timer`]), because tokio's
 //! own timer is a millisecond coarse and a second thread would cost a wake-up
 //! per token. Each token is its own SSE event, its own HTTP chunk and its own
-//! write to the socket, also where several have become due at once.
+//! write to the socket, also where several have become due at once. The thread,
+//! its connections and its timer are [`host`]'s, which serves other answers as well.
 
 pub mod config;
 mod connection;
 mod engine;
+pub mod host;
 pub mod model;
 mod reply;
 mod request;
@@ -56,4 +58,5 @@ mod text;
 pub mod timer;
 
 pub use config::{ConfigError, SimConfig};
-pub use server::{Running, SimError, Simulator};
+pub use host::Running;
+pub use server::{SimBody, SimError, SimService, Simulator};

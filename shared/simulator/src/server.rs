@@ -1,29 +1,21 @@
-//! The socket side: one thread that accepts, routes and answers.
+//! The routes of the simulated server.
 
 use std::cell::Cell;
-use std::convert::Infallible;
-use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::mpsc::{SyncSender, sync_channel};
-use std::thread::JoinHandle;
-use std::time::Duration;
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use http::{Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt, Either, Full, Limited};
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::{Either, Full};
 use tapedeck_clock::realtime_ns;
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::{Semaphore, oneshot};
-use tokio::task::LocalSet;
 
 use crate::config::{ConfigError, SimConfig};
-use crate::connection::Connection;
 use crate::engine::{Engine, Histogram, TTFT_BOUNDS_S, Ticket};
+use crate::host::{HangUp, HostError, Incoming, Peer, Running, Service, whole_body};
 use crate::model::{Ending, Plan};
 use crate::reply::{self, Reply};
 use crate::request::{ApiError, Ask, Endpoint};
@@ -33,15 +25,6 @@ use crate::timer::Timers;
 #[cfg(test)]
 mod tests;
 
-/// Connections served at once; further ones wait in the kernel's backlog.
-const MAX_CONNECTIONS: usize = 16_384;
-/// Connections the kernel keeps for us: a burst beyond it would see its packets
-/// dropped and retry a second later.
-const BACKLOG: u32 = 4096;
-/// The largest request body.
-const MAX_BODY_BYTES: usize = 64 * 1024 * 1024;
-/// Wait after a failed accept (usually: out of file descriptors).
-const ACCEPT_RETRY: Duration = Duration::from_millis(10);
 /// What a refused client is told to wait, s.
 const RETRY_AFTER_S: HeaderValue = HeaderValue::from_static("1");
 
@@ -50,15 +33,8 @@ const RETRY_AFTER_S: HeaderValue = HeaderValue::from_static("1");
 pub enum SimError {
     #[error(transparent)]
     Config(#[from] ConfigError),
-    #[error("cannot start the simulator's thread")]
-    Thread(#[source] io::Error),
-    #[error("the simulator cannot listen on {listen}: {cause}\nhint: port 0 takes any free port")]
-    Listen {
-        listen: SocketAddr,
-        cause: io::Error,
-    },
-    #[error("the simulator's thread ended before it listened")]
-    Ended,
+    #[error(transparent)]
+    Host(#[from] HostError),
 }
 
 /// The embedded server.
@@ -73,148 +49,78 @@ impl Simulator {
     /// A setting out of range, an address that cannot be listened on, no thread.
     pub fn start(config: SimConfig, listen: SocketAddr) -> Result<Running, SimError> {
         config.validate()?;
-        let (stop, stopped) = oneshot::channel();
-        let (ready, listening) = sync_channel(1);
-        let thread = std::thread::Builder::new()
-            .name("sim-engine".to_owned())
-            .spawn(move || serve_thread(config, listen, &ready, stopped))
-            .map_err(SimError::Thread)?;
-        let mut running = Running {
-            addr: listen,
-            stop: Some(stop),
-            thread: Some(thread),
-        };
-        match listening.recv() {
-            Ok(Ok(addr)) => {
-                running.addr = addr;
-                Ok(running)
-            }
-            Ok(Err(cause)) => Err(SimError::Listen { listen, cause }),
-            Err(_) => Err(SimError::Ended),
-        }
+        let start = move |_: &Rc<Timers>| SimService::new(config);
+        Ok(Running::start("sim-engine", listen, start)?)
     }
 }
 
-/// A server that is up. Dropping it stops it.
+type Answer = Response<SimBody>;
+
+/// The body of an answer.
 #[derive(Debug)]
-pub struct Running {
-    addr: SocketAddr,
-    stop: Option<oneshot::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
-}
+pub struct SimBody(Either<TokenStream, Full<Bytes>>);
 
-impl Running {
-    /// Where it listens, with the port it got.
-    #[must_use]
-    pub fn addr(&self) -> SocketAddr {
-        self.addr
+impl Body for SimBody {
+    type Data = Bytes;
+    type Error = Box<dyn std::error::Error + Send + Sync>;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        Pin::new(&mut self.0).poll_frame(cx)
     }
 
-    /// Cuts all connections and returns when the server's thread has ended.
-    pub fn stop(self) {
-        drop(self);
+    fn is_end_stream(&self) -> bool {
+        self.0.is_end_stream()
     }
-}
 
-impl Drop for Running {
-    fn drop(&mut self) {
-        // Dropping the sender is the signal.
-        self.stop.take();
-        if let Some(thread) = self.thread.take() {
-            // A panic in there has already been printed by its own thread.
-            drop(thread.join());
-        }
+    fn size_hint(&self) -> SizeHint {
+        self.0.size_hint()
     }
 }
 
-fn serve_thread(
-    config: SimConfig,
-    listen: SocketAddr,
-    ready: &SyncSender<io::Result<SocketAddr>>,
-    stopped: oneshot::Receiver<()>,
-) {
-    let runtime = match tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-    {
-        Ok(runtime) => runtime,
-        Err(error) => return drop(ready.send(Err(error))),
-    };
-    let tasks = LocalSet::new();
-    tasks.block_on(&runtime, async {
-        let (timers, listener, addr) = match open(listen) {
-            Ok(opened) => opened,
-            Err(error) => return drop(ready.send(Err(error))),
-        };
-        let server = Server::new(config);
-        drop(ready.send(Ok(addr)));
-        tokio::select! {
-            _ = stopped => {}
-            _ = timers.run() => {}
-            () = server.engine.run(&timers) => {}
-            () = accept(&server, &listener) => {}
-        }
-    });
-}
-
-fn open(listen: SocketAddr) -> io::Result<(Rc<Timers>, TcpListener, SocketAddr)> {
-    let socket = match listen {
-        SocketAddr::V4(_) => TcpSocket::new_v4()?,
-        SocketAddr::V6(_) => TcpSocket::new_v6()?,
-    };
-    socket.set_reuseaddr(true)?;
-    socket.bind(listen)?;
-    let listener = socket.listen(BACKLOG)?;
-    let addr = listener.local_addr()?;
-    Ok((Timers::new()?, listener, addr))
-}
-
-async fn accept(server: &Rc<Server>, listener: &TcpListener) {
-    let places = std::sync::Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    loop {
-        let Ok(place) = std::sync::Arc::clone(&places).acquire_owned().await else {
-            return;
-        };
-        match listener.accept().await {
-            Ok((socket, _)) => {
-                let server = Rc::clone(server);
-                tokio::task::spawn_local(async move {
-                    serve_connection(server, socket).await;
-                    drop(place);
-                });
-            }
-            Err(_) => tokio::time::sleep(ACCEPT_RETRY).await,
-        }
-    }
-}
-
-async fn serve_connection(server: Rc<Server>, socket: TcpStream) {
-    if socket.set_nodelay(true).is_err() {
-        return;
-    }
-    let service = service_fn(move |request| {
-        let server = Rc::clone(&server);
-        async move { Ok::<_, Infallible>(server.answer(request).await) }
-    });
-    let serving = http1::Builder::new()
-        .header_read_timeout(None)
-        .serve_connection(Connection(socket), service);
-    // A connection that breaks is the client's affair: its slot is free.
-    drop(serving.await);
-}
-
-type Answer = Response<Either<TokenStream, Full<Bytes>>>;
-
+/// What the simulator answers, for a server of its own or within another one.
+/// [`Service::run`] must be polled beside it.
 #[derive(Debug)]
-struct Server {
+pub struct SimService {
     config: SimConfig,
     engine: Rc<Engine>,
     next_ordinal: Cell<u64>,
     created_s: i64,
 }
 
-impl Server {
-    fn new(config: SimConfig) -> Rc<Self> {
+impl Service for SimService {
+    type Body = SimBody;
+
+    async fn answer(
+        self: Rc<Self>,
+        request: Request<Incoming>,
+        _peer: Peer,
+    ) -> Result<Answer, HangUp> {
+        let (head, body) = request.into_parts();
+        let body = match whole_body(body).await {
+            Ok(body) => body,
+            Err(error) => {
+                return Ok(failure(&ApiError {
+                    status: StatusCode::PAYLOAD_TOO_LARGE,
+                    class: "BadRequestError",
+                    message: format!("the body could not be read: {error}"),
+                }));
+            }
+        };
+        Ok(self.respond(&head.method, head.uri.path(), &body).await)
+    }
+
+    async fn run(&self, timers: &Rc<Timers>) {
+        self.engine.run(timers).await;
+    }
+}
+
+impl SimService {
+    /// `config` must have been validated.
+    #[must_use]
+    pub fn new(config: SimConfig) -> Rc<Self> {
         Rc::new(Self {
             engine: Engine::new(config.clone()),
             config,
@@ -223,12 +129,13 @@ impl Server {
         })
     }
 
-    async fn answer(&self, request: Request<Incoming>) -> Answer {
-        let get = request.method() == Method::GET;
-        let post = request.method() == Method::POST;
-        match request.uri().path() {
-            "/v1/chat/completions" if post => self.generate(Endpoint::Chat, request).await,
-            "/v1/completions" if post => self.generate(Endpoint::Completions, request).await,
+    /// The answer to one request.
+    pub async fn respond(&self, method: &Method, path: &str, body: &[u8]) -> Answer {
+        let get = method == Method::GET;
+        let post = method == Method::POST;
+        match path {
+            "/v1/chat/completions" if post => self.generate(Endpoint::Chat, body).await,
+            "/v1/completions" if post => self.generate(Endpoint::Completions, body).await,
             "/v1/models" if get => json(reply::models(&self.config.model, self.created_s)),
             "/health" if get => whole(StatusCode::OK, "text/plain", Bytes::new()),
             "/metrics" if get => whole(StatusCode::OK, "text/plain; version=0.0.4", self.metrics()),
@@ -236,7 +143,7 @@ impl Server {
                 failure(&ApiError {
                     status: StatusCode::METHOD_NOT_ALLOWED,
                     class: "MethodNotAllowed",
-                    message: format!("{} is not allowed here", request.method()),
+                    message: format!("{method} is not allowed here"),
                 })
             }
             path => failure(&ApiError {
@@ -247,27 +154,14 @@ impl Server {
         }
     }
 
-    async fn generate(&self, endpoint: Endpoint, request: Request<Incoming>) -> Answer {
-        let body = match Limited::new(request.into_body(), MAX_BODY_BYTES)
-            .collect()
-            .await
-        {
-            Ok(body) => body.to_bytes(),
-            Err(error) => {
-                return failure(&ApiError {
-                    status: StatusCode::PAYLOAD_TOO_LARGE,
-                    class: "BadRequestError",
-                    message: format!("the body could not be read: {error}"),
-                });
-            }
-        };
-        match Ask::parse(endpoint, &body) {
-            Ok(ask) => self.run(&ask).await,
+    async fn generate(&self, endpoint: Endpoint, body: &[u8]) -> Answer {
+        match Ask::parse(endpoint, body) {
+            Ok(ask) => self.serve(&ask).await,
             Err(error) => failure(&error),
         }
     }
 
-    async fn run(&self, ask: &Ask) -> Answer {
+    async fn serve(&self, ask: &Ask) -> Answer {
         let ordinal = self.next_ordinal.get();
         self.next_ordinal.set(ordinal + 1);
         let plan = Plan::draw(&self.config, ordinal, ask.limit);
@@ -353,14 +247,14 @@ async fn answer_whole(ticket: &Ticket, reply: &Reply, shape: &Shape) -> Answer {
 }
 
 fn stream(tokens: TokenStream) -> Answer {
-    let mut answer = Response::new(Either::Left(tokens));
+    let mut answer = Response::new(SimBody(Either::Left(tokens)));
     let sse = HeaderValue::from_static("text/event-stream; charset=utf-8");
     answer.headers_mut().insert(CONTENT_TYPE, sse);
     answer
 }
 
 fn whole(status: StatusCode, content_type: &'static str, body: Bytes) -> Answer {
-    let mut answer = Response::new(Either::Right(Full::new(body)));
+    let mut answer = Response::new(SimBody(Either::Right(Full::new(body))));
     *answer.status_mut() = status;
     let content_type = HeaderValue::from_static(content_type);
     answer.headers_mut().insert(CONTENT_TYPE, content_type);
