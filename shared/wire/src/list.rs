@@ -145,7 +145,7 @@ mod tests {
         let mut out = |frame: Frame<'_, usize>| {
             assert_eq!(frame.bytes, frame.payload.len() as u64);
             seen.push((
-                String::from_utf8_lossy(frame.payload).into_owned(),
+                String::from_utf8(frame.payload.to_vec()).unwrap(),
                 frame.tag,
             ));
         };

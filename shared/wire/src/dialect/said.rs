@@ -99,7 +99,7 @@ fn document(payload: &[u8]) -> Option<Value> {
 
 fn add(places: &Places, document: &Value, text: &mut String) {
     places.visit(document, &mut |value| {
-        push(value, Objects::Parts, LEVELS, text)
+        push(value, Objects::Parts, LEVELS, text);
     });
 }
 
