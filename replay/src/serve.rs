@@ -8,9 +8,10 @@
 //! off break off, and those whose client ran into its timeout stay silent.
 //!
 //! Reading order: [`args`], `load` (a recording becomes answers in memory),
-//! `rebuild` (chunks become bytes again), `matching`, `service`, `paced` (one answer
+//! `answer`, `rebuild` (chunks become bytes again), `matching`, `service`, `paced` (one answer
 //! on its way out), `upstream`, `tally`.
 
+mod answer;
 pub mod args;
 mod load;
 mod matching;

@@ -6,19 +6,15 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
-use http::HeaderMap;
-use http::header::{
-    CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue,
-    TRANSFER_ENCODING,
-};
 use serde_json::Value;
 use tapedeck_recording::{
-    ChunkRow, EventBatch, Outcome, Pairs, Recording, RequestRow, ResponseRow, Table, body_hash,
+    ChunkRow, EventBatch, Outcome, Recording, RequestRow, ResponseRow, Table, body_hash,
 };
 use tapedeck_wire::dialect::{Api, Dialect, Framing as DialectFraming};
 use tapedeck_wire::response::MAX_BODY_BYTES;
 use tapedeck_wire::sse::MAX_PAYLOAD_BYTES;
 
+use super::answer::{Answer, answer, is_grpc, since};
 use super::matching::{Asked, keys_of};
 use super::rebuild::{Framing, Piece, Pieces, Style, Write, rebuild};
 
@@ -26,39 +22,6 @@ use super::rebuild::{Framing, Piece, Pieces, Style, Write, rebuild};
 const ANSWER_BYTES: u64 = 2048;
 /// What a chunk needs besides its payload while its answer is put together.
 const CHUNK_BYTES: u64 = size_of::<Piece>() as u64;
-
-/// A recorded answer. All its instants are from the one its request was sent at.
-#[derive(Debug)]
-pub(crate) struct Answer {
-    pub(crate) request_id: i64,
-    pub(crate) attempt: i32,
-    /// `None` where not even a status came.
-    pub(crate) head: Option<Head>,
-    pub(crate) bytes: Bytes,
-    pub(crate) writes: Vec<Write>,
-    pub(crate) end: End,
-    pub(crate) end_due_ns: i64,
-}
-
-#[derive(Debug)]
-pub(crate) struct Head {
-    pub(crate) due_ns: i64,
-    pub(crate) status: u16,
-    pub(crate) headers: HeaderMap,
-}
-
-/// What comes after the last byte.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum End {
-    /// The end of the body.
-    Whole,
-    /// The connection breaks.
-    BrokenOff { reset: bool },
-    /// Nothing, for as long as the client waits: it ran into its own timeout.
-    Silence,
-    /// Nobody knows: the client left. The connection breaks a little later.
-    ClientLeft,
-}
 
 /// Attempts whose answers cannot be given again, by reason.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -319,7 +282,7 @@ impl<'a> Loading<'a> {
         Ok(())
     }
 
-    /// Answers are held whole: what does not fit is refused before it is read.
+    /// Answers are held whole: what does not fit is refused before chunks are read.
     fn expect_room(&mut self, row: &ResponseRow) -> Result<()> {
         let of_answer = u64::try_from(row.body_bytes).unwrap_or(0);
         let of_chunks = u64::try_from(row.chunk_count).unwrap_or(0) * CHUNK_BYTES;
@@ -363,7 +326,7 @@ impl<'a> Loading<'a> {
                 (bytes.into(), writes)
             }
         };
-        let answer = answer(&draft, bytes, writes);
+        let answer = answer(&draft.response, draft.asked.t_sent_ns, bytes, writes);
         self.done.push((draft.asked, answer));
     }
 
@@ -411,98 +374,6 @@ fn is_cut(kept: usize, true_len: i64, max_bytes: usize) -> bool {
     kept >= max_bytes && usize::try_from(true_len).is_ok_and(|len| len > kept)
 }
 
-fn is_grpc(headers: Option<&Pairs>) -> bool {
-    let mut headers = headers.into_iter().flat_map(|pairs| pairs.iter());
-    headers
-        .any(|(name, value)| CONTENT_TYPE == name.as_str() && value.starts_with("application/grpc"))
-}
-
-/// From the sending of the request; never before it.
-fn since(t_sent_ns: i64, t_ns: Option<i64>) -> Option<i64> {
-    t_ns.map(|t_ns| (t_ns - t_sent_ns).max(0))
-}
-
-fn answer(draft: &Draft, bytes: Bytes, writes: Vec<Write>) -> Answer {
-    let row = &draft.response;
-    let t_sent_ns = draft.asked.t_sent_ns;
-    let end = end_of(row);
-    let last_ns = writes.last().map_or(0, |write| write.due_ns);
-    let end_due_ns = since(t_sent_ns, row.t_end_ns).map_or(last_ns, |ns| ns.max(last_ns));
-    let first_ns = writes.first().map_or(end_due_ns, |write| write.due_ns);
-    let status = row.status.and_then(|status| u16::try_from(status).ok());
-    let head = status.map(|status| Head {
-        due_ns: since(t_sent_ns, row.t_headers_ns).map_or(first_ns, |ns| ns.min(first_ns)),
-        status,
-        headers: headers(row.headers.as_ref(), end, row.chunk_count > 0, bytes.len()),
-    });
-    Answer {
-        request_id: row.request_id,
-        attempt: row.attempt,
-        head,
-        bytes,
-        writes,
-        end,
-        end_due_ns,
-    }
-}
-
-fn end_of(row: &ResponseRow) -> End {
-    match row.outcome {
-        Outcome::ConnectionError => {
-            let error = row.error.as_deref().unwrap_or_default();
-            let reset = error.contains("reset");
-            End::BrokenOff { reset }
-        }
-        Outcome::Timeout => End::Silence,
-        Outcome::Cancelled => End::ClientLeft,
-        // An answer without a status that is none of these had no end either.
-        _ if row.status.is_none() => End::BrokenOff { reset: false },
-        _ => End::Whole,
-    }
-}
-
-/// The recorded headers but those of the connection and of the coding: bodies were
-/// decoded, and are sent as they are.
-fn headers(recorded: Option<&Pairs>, end: End, streamed: bool, len: usize) -> HeaderMap {
-    const DROPPED: [HeaderName; 5] = [
-        CONNECTION,
-        CONTENT_ENCODING,
-        CONTENT_LENGTH,
-        TRANSFER_ENCODING,
-        HeaderName::from_static("keep-alive"),
-    ];
-    let pairs = recorded.map(|pairs| &pairs[..]).unwrap_or_default();
-    let value_of = |name: HeaderName| {
-        pairs
-            .iter()
-            .find(|(n, _)| name == n.as_str())
-            .map(|(_, v)| v)
-    };
-    let mut headers = HeaderMap::with_capacity(pairs.len());
-    for (name, value) in pairs {
-        let name = HeaderName::from_bytes(name.as_bytes());
-        if let (Ok(name), Ok(value)) = (name, HeaderValue::from_str(value))
-            && !DROPPED.contains(&name)
-        {
-            headers.append(name, value);
-        }
-    }
-    let announced = value_of(CONTENT_LENGTH)
-        .filter(|_| value_of(CONTENT_ENCODING).is_none())
-        .and_then(|text| text.parse::<usize>().ok());
-    // What breaks off is shorter than announced; what was in chunks stays so.
-    let length = match (end, announced) {
-        (End::Whole, Some(_)) => Some(len),
-        (End::Whole, None) if streamed || value_of(TRANSFER_ENCODING).is_some() => None,
-        (End::Whole, None) => Some(len),
-        (_, announced) => announced.filter(|announced| *announced > len),
-    };
-    if let Some(length) = length {
-        headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
-    }
-    headers
-}
-
 /// The APIs of a recording by name: the one it brings the dialect of, and those
 /// built in. Others are taken for OpenAI's, whose framing is everybody's.
 #[derive(Debug)]
@@ -525,57 +396,5 @@ impl Apis {
         let own = self.own.filter(|api| api.as_str() == name);
         own.or_else(|| Api::from_word(name))
             .unwrap_or(Api::OpenAiChat)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn pairs(pairs: &[(&str, &str)]) -> Pairs {
-        let owned = pairs
-            .iter()
-            .map(|(n, v)| ((*n).to_owned(), (*v).to_owned()));
-        owned.collect()
-    }
-
-    #[test]
-    fn lengths_are_those_of_what_is_sent_unless_the_answer_broke_off() {
-        let length = |recorded: &[(&str, &str)], end, streamed| {
-            let headers = headers(Some(&pairs(recorded)), end, streamed, 10);
-            let length = headers.get(CONTENT_LENGTH)?;
-            length.to_str().ok()?.parse::<usize>().ok()
-        };
-        let broken = End::BrokenOff { reset: false };
-        for (recorded, end, streamed, expected) in [
-            (&[("content-length", "10")][..], End::Whole, false, Some(10)),
-            // Decoded, the body is longer than what was sent.
-            (
-                &[("content-length", "7"), ("content-encoding", "gzip")],
-                End::Whole,
-                false,
-                Some(10),
-            ),
-            (&[("transfer-encoding", "chunked")], End::Whole, false, None),
-            (&[], End::Whole, true, None),
-            (&[], End::Whole, false, Some(10)),
-            (&[("content-length", "99")], broken, false, Some(99)),
-            (&[], broken, true, None),
-        ] {
-            assert_eq!(length(recorded, end, streamed), expected, "{recorded:?}");
-        }
-    }
-
-    #[test]
-    fn headers_of_the_connection_are_not_repeated() {
-        let recorded = pairs(&[
-            ("content-type", "text/event-stream"),
-            ("connection", "close"),
-            ("retry-after", "2"),
-            ("x-bad", "a\nb"),
-        ]);
-        let kept = headers(Some(&recorded), End::Whole, true, 0);
-        let names: Vec<&str> = kept.keys().map(HeaderName::as_str).collect();
-        assert_eq!(names, ["content-type", "retry-after"]);
     }
 }

@@ -11,7 +11,7 @@ use tapedeck_clock::monotonic_ns;
 use tapedeck_simulator::host::Peer;
 use tapedeck_simulator::timer::{Sleep, Timers};
 
-use super::load::{Answer, End};
+use super::answer::{Answer, End};
 use super::tally::{InFlight, Tally};
 
 /// How long after its end an answer breaks off whose client had left: a client that

@@ -21,7 +21,7 @@ use tapedeck_simulator::host::{HangUp, Incoming, Peer, Service, whole_body};
 use tapedeck_simulator::timer::Timers;
 use tapedeck_simulator::{SimBody, SimConfig, SimService};
 
-use super::load::{Answer, End};
+use super::answer::{Answer, End};
 use super::matching::{Book, Rule};
 use super::paced::{Pace, Paced};
 use super::tally::{InFlight, Tally};
