@@ -20,6 +20,7 @@ mod explain;
 mod failures;
 mod format;
 mod fuzz_seeds;
+mod load_shapes;
 mod metrics;
 mod oracle;
 mod privacy;

@@ -60,12 +60,12 @@ pub trait Arrivals {
 
     /// The next arrival, of `client` (from 0) in a closed loop; there `None` is the
     /// end of that client only.
-    fn next(&mut self, client: usize) -> Option<Arrival>;
+    fn next_of(&mut self, client: usize) -> Option<Arrival>;
 }
 
 impl<I: Iterator<Item = Arrival>> Arrivals for I {
-    fn next(&mut self, _client: usize) -> Option<Arrival> {
-        Iterator::next(self)
+    fn next_of(&mut self, _client: usize) -> Option<Arrival> {
+        self.next()
     }
 }
 

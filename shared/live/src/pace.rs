@@ -252,7 +252,7 @@ impl Pacer {
         match &self.slots {
             Some(slots) if arrivals.clients().is_some() => self.next_of_clients(slots, arrivals),
             _ => {
-                let arrival = arrivals.next(0)?;
+                let arrival = arrivals.next_of(0)?;
                 let (t_scheduled_ns, slot) = self.wait(&arrival)?;
                 Some(Due {
                     arrival,
@@ -271,7 +271,7 @@ impl Pacer {
             if self.stopped() {
                 return None;
             }
-            match arrivals.next(slot.client) {
+            match arrivals.next_of(slot.client) {
                 Some(arrival) => {
                     return Some(Due {
                         arrival,

@@ -15,6 +15,7 @@ mod http_client;
 pub mod hub;
 pub mod manifest;
 pub mod output;
+pub mod phases;
 mod progress;
 #[cfg(feature = "report")]
 mod report;
