@@ -283,10 +283,10 @@ mod tests {
             rate_per_s: 10.0,
             burstiness: f64::INFINITY,
         };
-        let seconds = |s| Some(Duration::from_secs_f64(s));
-        assert_eq!(length(&process, 0, Some(20), None), seconds(2.0));
-        assert_eq!(length(&process, 0, Some(20), seconds(1.5)), seconds(1.5));
-        assert_eq!(length(&process, 0, None, seconds(3.0)), seconds(3.0));
+        let ms = |ms| Some(Duration::from_millis(ms));
+        assert_eq!(length(&process, 0, Some(20), None), ms(2_000));
+        assert_eq!(length(&process, 0, Some(20), ms(1_500)), ms(1_500));
+        assert_eq!(length(&process, 0, None, ms(3_000)), ms(3_000));
         assert_eq!(length(&process, 0, None, None), None);
     }
 }

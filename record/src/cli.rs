@@ -66,6 +66,9 @@ const MAX_PARALLEL: i64 = 1_000_000;
 
 const MAX_REPEATS: i64 = 1_000;
 
+/// Requests of a warm-up: how long they take is worked out before the first of them.
+const MAX_WARMUP: u64 = 1_000_000;
+
 /// Flags that give arrivals a schedule of their own; one at most.
 const OPEN_LOOP: &str = "open_loop";
 
@@ -142,7 +145,7 @@ pub struct WarmUpArgs {
     /// count and leave out. They are sent as the load begins, and are what the data
     /// set ends with, backwards; of a session the first turn. The load follows at
     /// once; all at once, when they have ended.
-    #[arg(long, aliases = ["num-warmups", "warmup-num"], value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, aliases = ["num-warmups", "warmup-num"], value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MAX_WARMUP))]
     pub warmup_requests: Option<u64>,
     /// Warm up so long.
     #[arg(long, value_name = "D", value_parser = parse_duration)]
