@@ -70,7 +70,7 @@ impl<'a> LevelArrivals<'a> {
 
 impl Arrivals for LevelArrivals<'_> {
     fn clients(&self) -> Option<ClientTimes> {
-        self.offsets.is_none().then_some(self.sent.level.clients)
+        self.offsets.is_none().then(|| self.sent.level.clients())
     }
 
     fn next_of(&mut self, client: usize) -> Option<Arrival> {

@@ -7,6 +7,7 @@ use tapedeck_live::ClientTimes;
 use tapedeck_workload::{ArrivalProcess, RateShape};
 
 use crate::cli::ShapeArgs;
+use crate::shape::RampUp;
 
 /// One level of a load: what the pacer is told.
 #[derive(Debug, Clone, PartialEq)]
@@ -16,8 +17,9 @@ pub struct Level {
     /// A rate that changes, instead of `rate_per_s`.
     pub rate_shape: Option<RateShape>,
     pub burstiness: f64,
-    /// Of a closed loop.
-    pub clients: ClientTimes,
+    /// When the clients of a closed loop begin; all at once where `None`.
+    pub ramp_up: Option<RampUp>,
+    pub client_duration: Option<Duration>,
     /// Requests to send; `None` until something else ends the load.
     pub number: Option<u64>,
     /// Place among the levels of the sweep, from 0.
@@ -44,6 +46,16 @@ impl Level {
                 }
             }
         })
+    }
+
+    /// When the clients of this level begin and end.
+    #[must_use]
+    pub fn clients(&self) -> ClientTimes {
+        let count = self.parallel.unwrap_or(1);
+        ClientTimes {
+            ramp_up: self.ramp_up.map_or(Duration::ZERO, |r| r.total(count)),
+            duration: self.client_duration,
+        }
     }
 
     /// Folder name of this level within a sweep; folders sort by level, then by
@@ -100,7 +112,8 @@ pub fn levels(shape: &ShapeArgs, dataset_size: u64) -> Result<Vec<Level>> {
             rate_per_s,
             rate_shape: rate_shape.cloned(),
             burstiness: shape.burstiness,
-            clients: clients(shape, parallel),
+            ramp_up: shape.clients.ramp_up,
+            client_duration: shape.clients.client_duration,
             number: number.or((!ends_by_itself).then_some(dataset_size)),
             index,
             repeat,
@@ -112,15 +125,6 @@ pub fn levels(shape: &ShapeArgs, dataset_size: u64) -> Result<Vec<Level>> {
         .flat_map(|repeat| (0..count).map(move |index| (index, repeat)))
         .map(|(index, repeat)| level(index, repeat))
         .collect())
-}
-
-fn clients(shape: &ShapeArgs, parallel: Option<usize>) -> ClientTimes {
-    let args = &shape.clients;
-    let ramp_up = args.ramp_up.zip(parallel);
-    ClientTimes {
-        ramp_up: ramp_up.map_or(Duration::ZERO, |(ramp_up, n)| ramp_up.total(n)),
-        duration: args.client_duration,
-    }
 }
 
 fn check_warmup(shape: &ShapeArgs, level: &Level) -> Result<()> {
@@ -189,10 +193,10 @@ mod tests {
     fn clients_begin_by_the_level_that_they_belong_to() {
         let args = load("--url u --prompt p --parallel 1 40 --ramp-up --client-duration 5s");
         let sweep = levels(&args.shape, 100).unwrap();
-        let times = |index: usize| (sweep[index].clients.ramp_up, sweep[index].number);
+        let times = |index: usize| (sweep[index].clients().ramp_up, sweep[index].number);
         assert_eq!(times(0), (Duration::from_millis(100), None));
         assert_eq!(times(1), (Duration::from_secs(4), None));
-        assert_eq!(sweep[0].clients.duration, Some(Duration::from_secs(5)));
+        assert_eq!(sweep[0].clients().duration, Some(Duration::from_secs(5)));
     }
 
     #[test]

@@ -65,10 +65,7 @@ pub fn run(args: &LoadArgs) -> Result<Ending> {
         if harness.stop.level() != StopLevel::Run {
             break;
         }
-        let plan = load.plan(level, &harness);
-        let sent = load.sent(level);
-        let warmup = warm_up(sent, &args.shape.warmup);
-        match harness.record_warm(&dir, &plan, warmup, LevelArrivals::new(sent)) {
+        match load.record(&harness, level, &dir) {
             Ok(outcome) => done.push(outcome),
             Err(error) => {
                 // The levels before it are whole: they are reported all the same.
@@ -190,6 +187,13 @@ struct Load<'a> {
 }
 
 impl Load<'_> {
+    fn record(&self, harness: &Harness<'_>, level: &Level, dir: &Path) -> Result<Outcome> {
+        let plan = self.plan(level, harness);
+        let sent = self.sent(level);
+        let warmup = warm_up(sent, &self.args.shape.warmup);
+        harness.record_warm(dir, &plan, warmup, LevelArrivals::new(sent))
+    }
+
     fn plan(&self, level: &Level, harness: &Harness<'_>) -> Plan {
         let probe = !self.args.shape.no_probe;
         Plan {
@@ -279,8 +283,8 @@ impl Load<'_> {
             // JSON has no infinity.
             "burstiness": if burstiness.is_finite() { json!(burstiness) } else { json!("inf") },
             "rate_shape": level.rate_shape.as_ref().map(rate_shape_json),
-            "ramp_up_s": level.clients.ramp_up.as_secs_f64(),
-            "client_duration_s": seconds(level.clients.duration),
+            "ramp_up_s": level.clients().ramp_up.as_secs_f64(),
+            "client_duration_s": seconds(level.client_duration),
             "client_sequences": shape.clients.client_sequences,
             "number": level.number,
             "duration_s": seconds(shape.duration),
