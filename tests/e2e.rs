@@ -21,6 +21,7 @@ mod failures;
 mod format;
 mod fuzz_seeds;
 mod grpc;
+mod load_shapes;
 mod metrics;
 mod oracle;
 mod privacy;

@@ -696,9 +696,10 @@ pub(crate) fn ran_without_log(settings: &serde_json::Value) -> bool {
     settings.get("durability") == Some(&"none".into())
 }
 
-/// A rate, all at once, or the offsets of a replay.
+/// A rate, constant or not, all at once, or the offsets of a replay.
 fn is_open_loop(settings: &serde_json::Value) -> bool {
     is_set(settings, "rate_per_s")
+        || is_set(settings, "rate_shape")
         || settings.get("all_at_once") == Some(&true.into())
         || settings.get("mode") == Some(&"open".into())
 }

@@ -11,7 +11,9 @@ use tapedeck_run::args::{
     parse_durability, parse_duration, parse_pair, parse_share,
 };
 use tapedeck_wire::dialect::Api;
+use tapedeck_workload::RateShape;
 
+use crate::shape::{RampUp, parse_burstiness, parse_ramp, parse_ramp_up, parse_rate, parse_series};
 use crate::workload::WorkloadArgs;
 
 /// Record LLM inference traffic: every request, every chunk with the instant it
@@ -64,6 +66,12 @@ const MAX_PARALLEL: i64 = 1_000_000;
 
 const MAX_REPEATS: i64 = 1_000;
 
+/// Requests of a warm-up: how long they take is worked out before the first of them.
+const MAX_WARMUP: u64 = 1_000_000;
+
+/// Flags that give arrivals a schedule of their own; one at most.
+const OPEN_LOOP: &str = "open_loop";
+
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Load")]
 pub struct ShapeArgs {
@@ -77,15 +85,29 @@ pub struct ShapeArgs {
     #[arg(long, alias = "num-prompts", value_name = "N", num_args = 1.., value_parser = clap::value_parser!(u64).range(1..))]
     pub number: Vec<u64>,
     /// Arrivals per second, an open loop; -1 or inf sends all at once.
-    #[arg(long, alias = "request-rate", value_name = "R", num_args = 1.., value_parser = parse_rate, allow_negative_numbers = true)]
+    #[arg(long, alias = "request-rate", value_name = "R", num_args = 1.., value_parser = parse_rate, allow_negative_numbers = true, group = OPEN_LOOP)]
     pub rate: Vec<f64>,
+    /// An open loop whose rate changes: 1..50@60s goes from 1 to 50 arrivals per
+    /// second in a minute by as much each second, 1..50:exponential@60s by the same
+    /// factor. The load ends with it, or with --number or --duration if those come
+    /// first.
+    #[arg(long, value_name = "R..R[:CURVE]@D", value_parser = parse_ramp, group = OPEN_LOOP)]
+    pub rate_ramp: Option<RateShape>,
+    /// The same in pieces, of which each is a rate or a ramp: 10@30s,50@10s,50..5@1m.
+    #[arg(long, value_name = "R@D,…", value_parser = parse_series, group = OPEN_LOOP)]
+    pub rate_series: Option<RateShape>,
     /// Shape of the gaps between arrivals: 1 Poisson, below 1 burstier, above
-    /// smoother, inf evenly spaced.
-    #[arg(long, default_value = "1", value_parser = parse_burstiness, requires = "rate")]
+    /// smoother, inf evenly spaced. For a rate of any kind.
+    #[arg(long, default_value = "1", value_parser = parse_burstiness, requires = OPEN_LOOP)]
     pub burstiness: f64,
-    /// Stop sending after this long (10s, 5m, 1h).
-    #[arg(long, value_name = "D", value_parser = parse_duration)]
+    /// Stop sending after this long (10s, 5m, 1h), counted from the end of the
+    /// warm-up.
+    #[arg(long, alias = "stop-time", value_name = "D", value_parser = parse_duration)]
     pub duration: Option<Duration>,
+    #[command(flatten)]
+    pub clients: ClientArgs,
+    #[command(flatten)]
+    pub warmup: WarmUpArgs,
     /// Carry out every level this many times, all levels before any again; each
     /// time is a recording of its own with the label `repeat`.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=MAX_REPEATS))]
@@ -93,6 +115,41 @@ pub struct ShapeArgs {
     /// Send no probe request before the load.
     #[arg(long)]
     pub no_probe: bool,
+}
+
+/// Of the clients of a closed loop, one a slot of `--parallel`.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Clients of a closed loop")]
+pub struct ClientArgs {
+    /// Have clients begin one after the other, evenly within this time in all; each
+    /// so long after the one before with 100ms/client, which it is without a value.
+    #[arg(long, alias = "ramp-up-time", value_name = "D|D/client", num_args = 0..=1, default_missing_value = "100ms/client", value_parser = parse_ramp_up, conflicts_with = OPEN_LOOP)]
+    pub ramp_up: Option<RampUp>,
+    /// A client sends nothing more so long after it began; sessions it has begun are
+    /// carried on.
+    #[arg(long, alias = "thread-stop-time", value_name = "D", value_parser = parse_duration, conflicts_with = OPEN_LOOP)]
+    pub client_duration: Option<Duration>,
+    /// Each client walks the data set in an order of its own, the same in every run:
+    /// from the prompt of its number on, clients of odd numbers backwards. --number
+    /// is shared out among them, and requests name their client as session. Else all
+    /// take the next prompt of one order.
+    #[arg(long, conflicts_with = OPEN_LOOP)]
+    pub client_sequences: bool,
+}
+
+/// Both may be given: the warm-up ends with what comes first.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Warm-up")]
+pub struct WarmUpArgs {
+    /// Requests to send before the measured ones, in phase `warmup`, which reports
+    /// count and leave out. They are sent as the load begins, and are what the data
+    /// set ends with, backwards; of a session the first turn. The load follows at
+    /// once; all at once, when they have ended.
+    #[arg(long, aliases = ["num-warmups", "warmup-num"], value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MAX_WARMUP))]
+    pub warmup_requests: Option<u64>,
+    /// Warm up so long.
+    #[arg(long, value_name = "D", value_parser = parse_duration)]
+    pub warmup_duration: Option<Duration>,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -293,25 +350,6 @@ pub struct ApisArgs {
     pub name: Option<String>,
 }
 
-/// `-1` and `inf` become infinity: all at once.
-fn parse_rate(text: &str) -> Result<f64, String> {
-    let rate: f64 = text.parse().map_err(|_| "expected a number")?;
-    if rate == -1.0 || rate == f64::INFINITY {
-        Ok(f64::INFINITY)
-    } else if rate.is_finite() && rate > 0.0 {
-        Ok(rate)
-    } else {
-        Err("expected a positive number, or -1 for all at once".to_owned())
-    }
-}
-
-fn parse_burstiness(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(shape) if shape > 0.0 => Ok(shape),
-        _ => Err("expected a positive number or inf".to_owned()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -333,14 +371,6 @@ mod tests {
         for bad in ["", "1", "GiB", "-1GB", "0B", "0s", "nanB", "1 week"] {
             assert!(parse_limit(bad).is_err(), "{bad}");
         }
-    }
-
-    #[test]
-    fn minus_one_is_all_at_once() {
-        assert_eq!(parse_rate("-1"), Ok(f64::INFINITY));
-        assert_eq!(parse_rate("2.5"), Ok(2.5));
-        assert!(parse_rate("0").is_err());
-        assert!(parse_rate("nan").is_err());
     }
 
     #[test]

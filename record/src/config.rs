@@ -1,17 +1,26 @@
 //! What the command line means: checked, resolved, no default left open.
 
+use std::time::Duration;
+
 use anyhow::{Result, bail};
-use tapedeck_workload::ArrivalProcess;
+use tapedeck_live::ClientTimes;
+use tapedeck_workload::{ArrivalProcess, RateShape};
 
 use crate::cli::ShapeArgs;
+use crate::shape::RampUp;
 
 /// One level of a load: what the pacer is told.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Level {
     pub parallel: Option<usize>,
     pub rate_per_s: Option<f64>,
+    /// A rate that changes, instead of `rate_per_s`.
+    pub rate_shape: Option<RateShape>,
     pub burstiness: f64,
-    /// Requests to send; `None` until the duration has passed.
+    /// When the clients of a closed loop begin; all at once where `None`.
+    pub ramp_up: Option<RampUp>,
+    pub client_duration: Option<Duration>,
+    /// Requests to send; `None` until something else ends the load.
     pub number: Option<u64>,
     /// Place among the levels of the sweep, from 0.
     pub index: usize,
@@ -23,16 +32,30 @@ impl Level {
     /// How the arrivals are spread, or `None` in a closed loop.
     #[must_use]
     pub fn process(&self) -> Option<ArrivalProcess> {
+        let burstiness = self.burstiness;
+        if let Some(shape) = self.rate_shape.clone() {
+            return Some(ArrivalProcess::Shaped { shape, burstiness });
+        }
         self.rate_per_s.map(|rate_per_s| {
             if rate_per_s.is_infinite() {
                 ArrivalProcess::AtOnce
             } else {
                 ArrivalProcess::Gamma {
                     rate_per_s,
-                    burstiness: self.burstiness,
+                    burstiness,
                 }
             }
         })
+    }
+
+    /// When the clients of this level begin and end.
+    #[must_use]
+    pub fn clients(&self) -> ClientTimes {
+        let count = self.parallel.unwrap_or(1);
+        ClientTimes {
+            ramp_up: self.ramp_up.map_or(Duration::ZERO, |r| r.total(count)),
+            duration: self.client_duration,
+        }
     }
 
     /// Folder name of this level within a sweep; folders sort by level, then by
@@ -57,7 +80,7 @@ impl Level {
 /// again and again, so that what drifts slowly touches all levels alike.
 ///
 /// # Errors
-/// When lists of different lengths meet.
+/// When lists of different lengths meet, or there is no rate to warm up with.
 pub fn levels(shape: &ShapeArgs, dataset_size: u64) -> Result<Vec<Level>> {
     let lens = [shape.parallel.len(), shape.rate.len(), shape.number.len()];
     let count = lens.into_iter().max().unwrap_or(1).max(1);
@@ -73,26 +96,53 @@ pub fn levels(shape: &ShapeArgs, dataset_size: u64) -> Result<Vec<Level>> {
         }
     }
     let pick = |len: usize, index: usize| if len == 1 { 0 } else { index };
+    let rate_shape = shape.rate_ramp.as_ref().or(shape.rate_series.as_ref());
+    let ends_by_itself =
+        shape.duration.is_some() || shape.clients.client_duration.is_some() || rate_shape.is_some();
     let level = |index: usize, repeat: Option<u32>| {
         let rate_per_s = shape.rate.get(pick(shape.rate.len(), index)).copied();
         let parallel = shape.parallel.get(pick(shape.parallel.len(), index));
         let parallel = parallel.map(|n| *n as usize);
         let number = shape.number.get(pick(shape.number.len(), index)).copied();
+        // A closed loop of one, unless a rate opens it.
+        let is_closed = rate_per_s.is_none() && rate_shape.is_none();
+        let parallel = parallel.or(is_closed.then_some(1));
         Level {
-            // A closed loop of one, unless a rate opens it.
-            parallel: parallel.or(rate_per_s.is_none().then_some(1)),
+            parallel,
             rate_per_s,
+            rate_shape: rate_shape.cloned(),
             burstiness: shape.burstiness,
-            number: number.or(shape.duration.is_none().then_some(dataset_size)),
+            ramp_up: shape.clients.ramp_up,
+            client_duration: shape.clients.client_duration,
+            number: number.or((!ends_by_itself).then_some(dataset_size)),
             index,
             repeat,
         }
     };
+    check_warmup(shape, &level(0, None))?;
     let rounds = (1..=shape.repeat).map(|n| (shape.repeat > 1).then_some(n));
     Ok(rounds
         .flat_map(|repeat| (0..count).map(move |index| (index, repeat)))
         .map(|(index, repeat)| level(index, repeat))
         .collect())
+}
+
+fn check_warmup(shape: &ShapeArgs, level: &Level) -> Result<()> {
+    let warmup = &shape.warmup;
+    let has_rate = |process: &ArrivalProcess| process.before().is_some();
+    let is_wanted = warmup.warmup_requests.is_some() || warmup.warmup_duration.is_some();
+    if is_wanted && !level.process().as_ref().is_none_or(has_rate) {
+        bail!(
+            "a warm-up is sent at the rate that the load begins with, and this one begins with 0\nhint: begin it above 0"
+        );
+    }
+    let at_once = shape.rate.iter().any(|rate| rate.is_infinite());
+    if at_once && warmup.warmup_duration.is_some() {
+        bail!(
+            "--warmup-duration needs a rate, and all at once is none\nhint: --warmup-requests N sends N at once before"
+        );
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -120,6 +170,61 @@ mod tests {
         assert_eq!(closed[0].parallel, Some(1));
         assert_eq!(closed[0].number, Some(100));
         assert!(closed[0].process().is_none());
+    }
+
+    #[test]
+    fn a_rate_that_changes_is_an_open_loop_that_ends_by_itself() {
+        for line in ["--rate-ramp 1..50@60s", "--rate-series 10@30s,50@10s"] {
+            let args = load(&format!("--url u --prompt p {line} --burstiness 2"));
+            let level = levels(&args.shape, 100).unwrap().pop().unwrap();
+            assert_eq!((level.parallel, level.number), (None, None));
+            let process = level.process();
+            assert!(matches!(
+                process,
+                Some(ArrivalProcess::Shaped {
+                    burstiness: 2.0,
+                    ..
+                })
+            ));
+        }
+    }
+
+    #[test]
+    fn clients_begin_by_the_level_that_they_belong_to() {
+        let args = load("--url u --prompt p --parallel 1 40 --ramp-up --client-duration 5s");
+        let sweep = levels(&args.shape, 100).unwrap();
+        let times = |index: usize| (sweep[index].clients().ramp_up, sweep[index].number);
+        assert_eq!(times(0), (Duration::from_millis(100), None));
+        assert_eq!(times(1), (Duration::from_secs(4), None));
+        assert_eq!(sweep[0].clients().duration, Some(Duration::from_secs(5)));
+    }
+
+    #[test]
+    fn flags_of_the_other_loop_and_warm_ups_without_a_rate_are_refused() {
+        for line in [
+            "--rate 5 --rate-ramp 1..5@5s",
+            "--rate-ramp 1..5@5s --rate-series 1@5s",
+            "--rate 5 --ramp-up 1s",
+            "--rate-series 1@5s --client-sequences",
+            "--rate-ramp 1..5@5s --client-duration 1s",
+            "--burstiness 2",
+        ] {
+            let words = format!("record load --url u --prompt p {line}");
+            assert!(
+                Cli::try_parse_from(words.split_whitespace()).is_err(),
+                "{line}"
+            );
+        }
+        for (line, said) in [
+            ("--rate-ramp 0..5@5s --warmup-requests 3", "begins with 0"),
+            ("--rate -1 --warmup-duration 3s", "all at once"),
+        ] {
+            let args = load(&format!("--url u --prompt p {line}"));
+            let refused = levels(&args.shape, 100).unwrap_err().to_string();
+            assert!(refused.contains(said), "{refused}");
+        }
+        let ramp = load("--url u --prompt p --rate-ramp 1..5@5s --warmup-requests 3");
+        assert!(levels(&ramp.shape, 100).is_ok());
     }
 
     #[test]

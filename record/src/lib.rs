@@ -1,10 +1,11 @@
 //! The recorder: `record load`, `record proxy`, `record simulate`, `record repair`
 //! and `record apis`.
 //!
-//! [`cli`] and [`workload`] are what the user typed, [`config`] and [`source`] what
-//! it means, [`load`] the run.
+//! [`cli`], [`shape`] and [`workload`] are what the user typed, [`config`] and
+//! [`source`] what it means, [`arrivals`] what is sent when, [`load`] the run.
 
 mod apis;
+pub mod arrivals;
 pub mod cli;
 pub mod config;
 pub mod load;
@@ -12,6 +13,7 @@ mod proxy;
 mod repair;
 mod retention;
 mod rotation;
+pub mod shape;
 mod simulate;
 pub mod source;
 mod upstreams;

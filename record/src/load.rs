@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Result;
 use serde_json::{Value, json};
-use tapedeck_live::{Arrival, PreparedRequest, StopLevel};
+use tapedeck_live::{PreparedRequest, StopLevel};
+use tapedeck_recording::body_hash;
 use tapedeck_recording::manifest::Workload;
-use tapedeck_recording::{Phase, body_hash};
 use tapedeck_run::dialogue::Sessions;
 use tapedeck_run::ending::Ending;
 use tapedeck_run::harness::{Harness, Plan, Seeded};
@@ -24,6 +25,7 @@ use tapedeck_workload::dataset::{self, CountedBy};
 use tapedeck_workload::dialogue::{Replies, turns_text};
 use tapedeck_workload::{BodyOptions, Prompt};
 
+use crate::arrivals::{LevelArrivals, Sent, rate_shape_json, warm_up};
 use crate::cli::LoadArgs;
 use crate::config::{self, Level};
 use crate::source::{self, Source, dataset_json};
@@ -66,8 +68,7 @@ pub fn run(args: &LoadArgs) -> Result<Ending> {
         if harness.stop.level() != StopLevel::Run {
             break;
         }
-        let plan = load.plan(level, &harness);
-        match harness.record(&dir, &plan, load.arrivals(level)) {
+        match load.record(&harness, level, &dir) {
             Ok(outcome) => done.push(outcome),
             Err(error) => {
                 // The levels before it are whole: they are reported all the same.
@@ -189,6 +190,13 @@ struct Load<'a> {
 }
 
 impl Load<'_> {
+    fn record(&self, harness: &Harness<'_>, level: &Level, dir: &Path) -> Result<Outcome> {
+        let plan = self.plan(level, harness);
+        let sent = self.sent(level);
+        let warmup = warm_up(sent, &self.args.shape.warmup);
+        harness.record_warm(dir, &plan, warmup, LevelArrivals::new(sent))
+    }
+
     fn plan(&self, level: &Level, harness: &Harness<'_>) -> Plan {
         let probe = !self.args.shape.no_probe;
         Plan {
@@ -211,7 +219,21 @@ impl Load<'_> {
             probe: probe.then(|| Arc::clone(&self.requests[0])),
             parallel: level.parallel,
             duration: self.args.shape.duration,
-            number: level.number.map(|n| self.turns_of(n)),
+            number: self.expected(level),
+        }
+    }
+
+    /// About how many requests there will be, where it can be known.
+    fn expected(&self, level: &Level) -> Option<u64> {
+        let whole = level
+            .rate_shape
+            .as_ref()
+            .map(|s| s.expected().round() as u64);
+        let number = [level.number, whole].into_iter().flatten().min()?;
+        let warmup = &self.args.shape.warmup;
+        match (warmup.warmup_requests, warmup.warmup_duration) {
+            (_, Some(_)) => None,
+            (count, None) => Some(self.turns_of(number).saturating_add(count.unwrap_or(0))),
         }
     }
 
@@ -235,46 +257,23 @@ impl Load<'_> {
         labels
     }
 
-    /// The arrivals of `level`: the data set over and over, in its order.
-    fn arrivals(&self, level: &Level) -> impl Iterator<Item = Arrival> {
-        let mut offsets = level
-            .process()
-            .map(|process| process.offsets_ns(self.args.workload.seed));
-        let number = level.number.unwrap_or(u64::MAX);
-        let count = self.requests.len() as u64;
-        (0..number).map(move |index| {
-            let place = (index % count) as usize;
-            let prompt = &self.source.loaded.prompts[place];
-            let conversation = self.sessions.begin(prompt, index);
-            Arrival {
-                request: Arc::clone(&self.requests[place]),
-                offset_ns: offsets.as_mut().and_then(Iterator::next),
-                phase: Phase::Measure,
-                session_id: self.session_id(prompt, index, index / count),
-                turn: (self.args.workload.sessions.num_turns > 1).then_some(0),
-                parent_request_id: None,
-                replay_of: None,
-                conversation,
-            }
-        })
-    }
-
-    /// As the data set names it, with the round behind it when it is sent again;
-    /// else by its number. Lone requests of no session have none.
-    fn session_id(&self, prompt: &Prompt, index: u64, round: u64) -> Option<Arc<str>> {
-        match &prompt.session_id {
-            Some(id) if round == 0 => Some(id.as_str().into()),
-            Some(id) => Some(format!("{id}#{round}").into()),
-            None if self.args.workload.sessions.num_turns > 1 => {
-                Some(format!("session-{index}").into())
-            }
-            None => None,
+    fn sent<'a>(&'a self, level: &'a Level) -> Sent<'a> {
+        Sent {
+            level,
+            requests: &self.requests,
+            prompts: &self.source.loaded.prompts,
+            sessions: &self.sessions,
+            in_sessions: self.args.workload.sessions.num_turns > 1,
+            client_sequences: self.args.shape.clients.client_sequences,
+            seed: self.args.workload.seed,
         }
     }
 
     fn settings(&self, level: &Level, harness: &Harness<'_>) -> Value {
         let rate = level.rate_per_s;
         let burstiness = level.burstiness;
+        let shape = &self.args.shape;
+        let seconds = |duration: Option<Duration>| duration.map(|d| d.as_secs_f64());
         json!({
             "api": self.args.api.as_str(),
             "dialect": recorded_dialect(self.args.api),
@@ -286,8 +285,14 @@ impl Load<'_> {
             "all_at_once": rate.is_some_and(f64::is_infinite),
             // JSON has no infinity.
             "burstiness": if burstiness.is_finite() { json!(burstiness) } else { json!("inf") },
+            "rate_shape": level.rate_shape.as_ref().map(rate_shape_json),
+            "ramp_up_s": level.clients().ramp_up.as_secs_f64(),
+            "client_duration_s": seconds(level.client_duration),
+            "client_sequences": shape.clients.client_sequences,
             "number": level.number,
-            "duration_s": self.args.shape.duration.map(|d| d.as_secs_f64()),
+            "duration_s": seconds(shape.duration),
+            "warmup_requests": shape.warmup.warmup_requests,
+            "warmup_duration_s": seconds(shape.warmup.warmup_duration),
             "seed": self.args.workload.seed,
             "probe": !self.args.shape.no_probe,
             "workers": harness.workers,

@@ -54,13 +54,16 @@ pub fn source(args: &LoadArgs) -> Result<Source> {
         (None, Some(path)) => local(args, path)?,
         (None, None) => (None, None),
     };
+    // What warms up is taken from behind what is measured, where there is more.
+    let warmup = args.shape.warmup.warmup_requests.unwrap_or(0);
     let limit = args.shape.number.iter().max();
+    let limit = limit.map(|n| n.saturating_add(warmup));
     let made = &workload.made;
     let spec = DatasetSpec {
         tokenizer_path,
         skip_bad: workload.skip_bad,
         seed: workload.seed,
-        limit: limit.map(|n| usize::try_from(*n).unwrap_or(usize::MAX)),
+        limit: limit.map(|n| usize::try_from(n).unwrap_or(usize::MAX)),
         lengths: lengths(workload, named)?,
         max_tokens: args.body.max_tokens.or(made.output_tokens),
         num_turns: usize::from(workload.sessions.num_turns),

@@ -27,7 +27,8 @@ names AS (
       (12, 'retried_requests'),
       (13, 'reused_connections'),
       (14, 'server_metrics'),
-      (15, 'server_metrics_failed')
+      (15, 'server_metrics_failed'),
+      (16, 'warmup_requests')
   ) AS v
 ),
 connection AS (
@@ -89,7 +90,12 @@ request AS (
   SELECT
     recording_id,
     count(*) FILTER (WHERE outcome = 'unfinished') AS unfinished,
-    count(*) FILTER (WHERE attempts > 1) AS retried
+    count(*) FILTER (WHERE attempts > 1) AS retried,
+    count(*) FILTER (WHERE phase = 'warmup') AS warmup,
+    count(*) FILTER (WHERE phase = 'warmup' AND outcome <> 'ok') AS warmup_failed,
+    count(*) FILTER (
+      WHERE phase = 'measure' AND NOT measured AND outcome <> 'imported'
+    ) AS left_out
   FROM outcome
   GROUP BY recording_id
 ),
@@ -129,6 +135,9 @@ fact AS (
     v.reason,
     coalesce(q.unfinished, 0) AS unfinished,
     coalesce(q.retried, 0) AS retried,
+    coalesce(q.warmup, 0) AS warmup,
+    coalesce(q.warmup_failed, 0) AS warmup_failed,
+    coalesce(q.left_out, 0) AS left_out,
     coalesce(p.malformed_chunks, 0) AS malformed_chunks,
     coalesce(p.process_stamped, 0) AS process_stamped,
     coalesce(p.stamped, 0) AS stamped,
@@ -201,6 +210,12 @@ SELECT
     WHEN 'server_metrics' THEN CASE WHEN f.servers > 0 THEN 'info' ELSE 'ok' END
     WHEN 'server_metrics_failed' THEN
       CASE WHEN f.failing_servers > 0 THEN 'warning' ELSE 'ok' END
+    WHEN 'warmup_requests' THEN
+      CASE
+        WHEN f.warmup_failed > 0 THEN 'warning'
+        WHEN f.warmup + f.left_out > 0 THEN 'info'
+        ELSE 'ok'
+      END
     ELSE 'ok'
   END AS severity,
   CASE n.finding
@@ -220,6 +235,7 @@ SELECT
     WHEN 'reused_connections' THEN f.reused_share
     WHEN 'server_metrics' THEN CAST(f.servers AS DOUBLE)
     WHEN 'server_metrics_failed' THEN CAST(f.failing_servers AS DOUBLE)
+    WHEN 'warmup_requests' THEN CAST(f.warmup + f.left_out AS DOUBLE)
   END AS value,
   CASE n.finding
     WHEN 'verdict' THEN concat(f.verdict, ': ', f.reason)
@@ -301,6 +317,12 @@ SELECT
       concat(
         f.failing_servers,
         ' servers could not be scraped at least once; their marks say why'
+      )
+    WHEN 'warmup_requests' THEN
+      concat(
+        f.warmup, ' requests of the warm-up, ', f.warmup_failed,
+        ' of them failed, and ', f.left_out,
+        ' that --warmup leaves out are in no metric'
       )
   END AS detail
 FROM fact AS f

@@ -48,6 +48,37 @@ pub struct Arrival {
     pub conversation: Option<Box<dyn Conversation>>,
 }
 
+/// Where the arrivals of a run come from: any iterator, or what asks whose turn it
+/// is.
+pub trait Arrivals {
+    /// Where it is clients who send: a slot is a client, it comes first and then what
+    /// it sends, due at once. `None` where arrivals have an order of their own, or
+    /// there are no slots.
+    fn clients(&self) -> Option<ClientTimes> {
+        None
+    }
+
+    /// The next arrival, of `client` (from 0) in a closed loop; there `None` is the
+    /// end of that client only.
+    fn next_of(&mut self, client: usize) -> Option<Arrival>;
+}
+
+impl<I: Iterator<Item = Arrival>> Arrivals for I {
+    fn next_of(&mut self, _client: usize) -> Option<Arrival> {
+        self.next()
+    }
+}
+
+/// When the clients of a closed loop begin and end; the default is all at once, and
+/// with the run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ClientTimes {
+    /// Client i of n begins when i/n of it has passed since the start of the run.
+    pub ramp_up: Duration,
+    /// A client sends nothing more so long after it began; what it has begun it ends.
+    pub duration: Option<Duration>,
+}
+
 /// The later turns of a session. They go out on the worker of the first, and keep
 /// its slot, so that `parallel` slots are as many sessions at a time.
 pub trait Conversation: std::fmt::Debug + Send {

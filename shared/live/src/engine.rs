@@ -4,16 +4,16 @@
 //! and closed loop differ in two values: whether an arrival has an offset, and
 //! whether there are slots to wait for.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use tapedeck_clock::RunClock;
-use tapedeck_recording::{Outcome, Privacy, Sink};
+use tapedeck_recording::{Outcome, Phase, Privacy, Sink};
 use tokio::sync::mpsc;
 
-use crate::arrival::Arrival;
+use crate::arrival::{Arrival, Arrivals, ClientTimes};
 use crate::lag::LagRecorder;
 use crate::pace::{HandOver, Pacer, Slots};
 use crate::policy::AttemptPolicy;
@@ -65,6 +65,30 @@ impl Stop {
     }
 }
 
+/// The instant of the run's clock from which on nothing more is sent. It may be set
+/// while the run is under way.
+#[derive(Debug, Clone)]
+pub struct Deadline(Arc<AtomicI64>);
+
+impl Default for Deadline {
+    /// Never.
+    fn default() -> Self {
+        Self(Arc::new(AtomicI64::new(i64::MAX)))
+    }
+}
+
+impl Deadline {
+    pub fn set(&self, t_ns: i64) {
+        self.0.store(t_ns, Ordering::Relaxed);
+    }
+
+    /// [`i64::MAX`] where none is set.
+    #[must_use]
+    pub fn t_ns(&self) -> i64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// A request that did not end well, for messages during and after the run.
 #[derive(Debug, Clone)]
 pub struct Failure {
@@ -84,6 +108,9 @@ pub struct Gauges {
     started: AtomicU64,
     ended: AtomicU64,
     failed: AtomicU64,
+    /// Of those that ended, in phase `warmup`.
+    warmup_ended: AtomicU64,
+    warmup_failed: AtomicU64,
     chunks: AtomicU64,
     failures: Mutex<Vec<Failure>>,
     /// Of the pacer: from the instant at which an arrival could go (it was due,
@@ -109,6 +136,16 @@ impl Gauges {
         self.failed.load(Ordering::Relaxed)
     }
 
+    /// Requests of the measured phase that ended, and how many of them failed.
+    #[must_use]
+    pub fn measured_requests(&self) -> (u64, u64) {
+        let warmup = |gauge: &AtomicU64| gauge.load(Ordering::Relaxed);
+        (
+            self.ended_requests() - warmup(&self.warmup_ended),
+            self.failed_requests() - warmup(&self.warmup_failed),
+        )
+    }
+
     #[must_use]
     pub fn chunks(&self) -> u64 {
         self.chunks.load(Ordering::Relaxed)
@@ -120,7 +157,7 @@ impl Gauges {
             .saturating_sub(self.ended_requests())
     }
 
-    /// The first failures, at most [`FAILURES_KEPT`].
+    /// The first failures after the warm-up, at most [`FAILURES_KEPT`].
     #[must_use]
     pub fn first_failures(&self) -> Vec<Failure> {
         self.failures.lock().map(|f| f.clone()).unwrap_or_default()
@@ -132,6 +169,19 @@ impl Gauges {
 
     pub fn chunk(&self) {
         self.chunks.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// As [`Self::ended`], in a phase.
+    pub fn ended_in(&self, phase: Phase, failure: Option<Failure>) {
+        if phase != Phase::Warmup {
+            return self.ended(failure);
+        }
+        if failure.is_some() {
+            self.failed.fetch_add(1, Ordering::Relaxed);
+            self.warmup_failed.fetch_add(1, Ordering::Relaxed);
+        }
+        self.ended.fetch_add(1, Ordering::Relaxed);
+        self.warmup_ended.fetch_add(1, Ordering::Relaxed);
     }
 
     pub fn ended(&self, failure: Option<Failure>) {
@@ -160,8 +210,8 @@ pub struct RunSpec {
     pub parallel: Option<usize>,
     /// Nothing is sent before this instant of the clock; slots are free from it.
     pub start_ns: i64,
-    /// No arrival is sent at or after this instant of the clock.
-    pub until_ns: Option<i64>,
+    /// No arrival is sent at or after it.
+    pub until: Deadline,
     /// `request_id` of the first arrival.
     pub first_request_id: i64,
     /// `conn_id` of the first connection.
@@ -263,12 +313,9 @@ impl Workers {
     ///
     /// # Errors
     /// When a worker fails.
-    pub fn run(
-        self,
-        spec: &RunSpec,
-        arrivals: impl Iterator<Item = Arrival>,
-    ) -> Result<i64, RunError> {
-        let sent = self.pacer(spec).run(arrivals, &self.queues);
+    pub fn run(self, spec: &RunSpec, arrivals: impl Arrivals) -> Result<i64, RunError> {
+        let times = arrivals.clients().unwrap_or_default();
+        let sent = self.pacer(spec, times).run(arrivals, &self.queues);
         drop(self.queues);
         for (name, thread) in self.threads {
             match thread.join() {
@@ -280,18 +327,19 @@ impl Workers {
         Ok(sent)
     }
 
-    fn pacer(&self, spec: &RunSpec) -> Pacer {
+    fn pacer(&self, spec: &RunSpec, times: ClientTimes) -> Pacer {
+        let workers = spec.workers.max(1);
         Pacer {
             clock: spec.clock,
             stop: Arc::clone(&spec.stop),
             sink: spec.sink.clone(),
             slots: spec
                 .parallel
-                .map(|slots| Slots::new(slots, spec.workers.max(1), spec.start_ns)),
+                .map(|count| Slots::new(count, workers, spec.start_ns, times)),
             hand_over: Arc::clone(&self.hand_over),
             gauges: Arc::clone(&spec.gauges),
             start_ns: spec.start_ns,
-            until_ns: spec.until_ns.unwrap_or(i64::MAX),
+            until: spec.until.clone(),
             first_request_id: spec.first_request_id,
         }
     }

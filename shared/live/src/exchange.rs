@@ -64,7 +64,8 @@ pub(crate) async fn exchange(worker: &Worker, assignment: Assignment) -> Option<
         }
         number += 1;
     };
-    worker.gauges.ended(failure);
+    let phase = assignment.arrival.phase;
+    worker.gauges.ended_in(phase, failure);
     // Only now may the next request start: this one is recorded and counted.
     next_turn(worker, assignment).await
 }

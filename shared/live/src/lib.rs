@@ -49,8 +49,8 @@ pub mod target;
 pub mod telemetry;
 mod worker;
 
-pub use arrival::{Arrival, Conversation, NextTurn, PreparedRequest};
-pub use engine::{Failure, Gauges, RunError, RunSpec, Stop, StopLevel, Workers, run};
+pub use arrival::{Arrival, Arrivals, ClientTimes, Conversation, NextTurn, PreparedRequest};
+pub use engine::{Deadline, Failure, Gauges, RunError, RunSpec, Stop, StopLevel, Workers, run};
 pub use policy::{AttemptPolicy, CancelAfter, Cancellation};
 pub use target::{Target, TargetError, TlsOptions};
 pub use telemetry::Telemetry;

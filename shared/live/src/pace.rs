@@ -1,5 +1,6 @@
 //! The pacer: arrivals on absolute deadlines, never skipped, never shifted.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -9,10 +10,10 @@ use tapedeck_clock::RunClock;
 use tapedeck_recording::Sink;
 use tokio::sync::mpsc;
 
-use crate::arrival::Arrival;
-use crate::engine::{Gauges, Stop, StopLevel};
+use crate::arrival::{Arrival, Arrivals, ClientTimes};
+use crate::engine::{Deadline, Gauges, Stop, StopLevel};
 use crate::session::{Course, Heard};
-use crate::worker::Assignment;
+use crate::worker::{Assignment, as_ns};
 
 /// A free place among the requests in flight.
 #[derive(Debug, Clone, Copy)]
@@ -22,12 +23,21 @@ pub(crate) struct Slot {
     /// The worker that holds the idle connection of the request before: the next
     /// request goes there, or it would open another.
     worker: usize,
+    /// Its number, from 0: in a closed loop that of the client.
+    client: usize,
 }
 
-/// Slots of a run with a cap on requests in flight.
+/// Slots of a run with a cap on requests in flight. Each begins once, is taken and
+/// given back, and may end.
 pub(crate) struct Slots {
     free: Receiver<Slot>,
     give_back: SyncSender<Slot>,
+    count: usize,
+    workers: usize,
+    start_ns: i64,
+    times: ClientTimes,
+    begun: Cell<usize>,
+    ended: Cell<usize>,
 }
 
 /// Gives its slot back when the request has ended, however it ended.
@@ -36,6 +46,7 @@ pub(crate) struct SlotGuard {
     clock: RunClock,
     freed_ns: i64,
     worker: usize,
+    client: usize,
     give_back: SyncSender<Slot>,
 }
 
@@ -46,25 +57,84 @@ impl Drop for SlotGuard {
             .try_send(Slot {
                 freed_ns: self.clock.now_ns(),
                 worker: self.worker,
+                client: self.client,
             })
             .ok();
     }
 }
 
 impl Slots {
-    /// `count` slots, spread over `workers`, all free from `start_ns`.
-    pub(crate) fn new(count: usize, workers: usize, start_ns: i64) -> Self {
+    /// `count` slots, spread over `workers`, that begin from `start_ns` on.
+    pub(crate) fn new(count: usize, workers: usize, start_ns: i64, times: ClientTimes) -> Self {
+        let count = count.max(1);
         // Room for every slot, so giving one back never waits.
-        let (give_back, free) = sync_channel(count.max(1));
-        for index in 0..count.max(1) {
-            let slot = Slot {
-                freed_ns: start_ns,
-                worker: index % workers,
-            };
-            give_back.try_send(slot).ok();
+        let (give_back, free) = sync_channel(count);
+        Self {
+            free,
+            give_back,
+            count,
+            workers,
+            start_ns,
+            times,
+            begun: Cell::new(0),
+            ended: Cell::new(0),
         }
-        Self { free, give_back }
     }
+
+    fn begins_ns(&self, client: usize) -> i64 {
+        let ramp_ns = i128::from(as_ns(self.times.ramp_up));
+        let after_ns = ramp_ns * client as i128 / self.count as i128;
+        self.start_ns.saturating_add(after_ns as i64)
+    }
+
+    /// When the next one begins; `None` when all have.
+    fn next_begins_ns(&self) -> Option<i64> {
+        let next = self.begun.get();
+        (next < self.count).then(|| self.begins_ns(next))
+    }
+
+    fn begin(&self) -> Slot {
+        let client = self.begun.get();
+        self.begun.set(client + 1);
+        Slot {
+            freed_ns: self.begins_ns(client),
+            worker: client % self.workers,
+            client,
+        }
+    }
+
+    /// Whether the client of `slot` has had its time.
+    fn is_over(&self, slot: &Slot) -> bool {
+        let longest = self.times.duration.map(as_ns);
+        let end_ns = longest.map(|ns| self.begins_ns(slot.client).saturating_add(ns));
+        end_ns.is_some_and(|end_ns| slot.freed_ns >= end_ns)
+    }
+
+    /// A slot that was taken and will not be given back.
+    fn end(&self) {
+        self.ended.set(self.ended.get() + 1);
+    }
+
+    fn all_ended(&self) -> bool {
+        self.ended.get() == self.count
+    }
+
+    fn guard(&self, clock: RunClock, slot: Slot) -> SlotGuard {
+        SlotGuard {
+            clock,
+            freed_ns: slot.freed_ns,
+            worker: slot.worker,
+            client: slot.client,
+            give_back: self.give_back.clone(),
+        }
+    }
+}
+
+/// An arrival whose time has come.
+struct Due {
+    arrival: Arrival,
+    t_scheduled_ns: i64,
+    slot: Option<SlotGuard>,
 }
 
 pub(crate) struct Pacer {
@@ -75,7 +145,7 @@ pub(crate) struct Pacer {
     pub(crate) hand_over: Arc<HandOver>,
     pub(crate) gauges: Arc<Gauges>,
     pub(crate) start_ns: i64,
-    pub(crate) until_ns: i64,
+    pub(crate) until: Deadline,
     pub(crate) first_request_id: i64,
 }
 
@@ -135,20 +205,22 @@ impl Pacer {
     /// Hands every arrival to a worker when it is due; returns how many.
     pub(crate) fn run(
         &self,
-        arrivals: impl Iterator<Item = Arrival>,
+        mut arrivals: impl Arrivals,
         queues: &[mpsc::Sender<Assignment>],
     ) -> i64 {
         let mut sent: i64 = 0;
         let course = Arc::new(Course::new(
             self.first_request_id,
-            self.until_ns,
+            self.until.clone(),
             Arc::clone(&self.stop),
         ));
         tapedeck_clock::wake_on_time();
-        for arrival in arrivals {
-            let Some((t_scheduled_ns, slot)) = self.wait(&arrival) else {
-                break;
-            };
+        while let Some(due) = self.next(&mut arrivals) {
+            let Due {
+                arrival,
+                t_scheduled_ns,
+                slot,
+            } = due;
             let worker = slot.as_ref().map_or(sent as usize, |s| s.worker) % queues.len();
             // Waiting for a slot is load, not lateness.
             let freed_ns = slot.as_ref().map_or(t_scheduled_ns, |s| s.freed_ns);
@@ -174,6 +246,44 @@ impl Pacer {
         sent
     }
 
+    /// The next arrival, when it is due; `None` when there is none or the run was
+    /// stopped.
+    fn next(&self, arrivals: &mut impl Arrivals) -> Option<Due> {
+        match &self.slots {
+            Some(slots) if arrivals.clients().is_some() => self.next_of_clients(slots, arrivals),
+            _ => {
+                let arrival = arrivals.next_of(0)?;
+                let (t_scheduled_ns, slot) = self.wait(&arrival)?;
+                Some(Due {
+                    arrival,
+                    t_scheduled_ns,
+                    slot,
+                })
+            }
+        }
+    }
+
+    /// What the next client that is free sends.
+    fn next_of_clients(&self, slots: &Slots, arrivals: &mut impl Arrivals) -> Option<Due> {
+        self.clock.sleep_until(self.start_ns);
+        loop {
+            let slot = self.wait_for_slot(slots)?;
+            if self.stopped() {
+                return None;
+            }
+            match arrivals.next_of(slot.client) {
+                Some(arrival) => {
+                    return Some(Due {
+                        arrival,
+                        t_scheduled_ns: slot.freed_ns,
+                        slot: Some(slots.guard(self.clock, slot)),
+                    });
+                }
+                None => slots.end(),
+            }
+        }
+    }
+
     /// Waits until `arrival` is all but due and a slot is free; returns the instant
     /// for which it was scheduled and the slot, or `None` when the run was stopped.
     fn wait(&self, arrival: &Arrival) -> Option<(i64, Option<SlotGuard>)> {
@@ -186,18 +296,13 @@ impl Pacer {
             return (!self.stopped()).then_some((arrival.offset_ns.unwrap_or(now_ns), None));
         };
         let slot = self.wait_for_slot(slots)?;
-        let guard = SlotGuard {
-            clock: self.clock,
-            freed_ns: slot.freed_ns,
-            worker: slot.worker,
-            give_back: slots.give_back.clone(),
-        };
+        let guard = slots.guard(self.clock, slot);
         let t_scheduled_ns = arrival.offset_ns.unwrap_or(slot.freed_ns);
         (!self.stopped()).then_some((t_scheduled_ns, Some(guard)))
     }
 
     fn wait_until(&self, due_ns: i64) -> Option<()> {
-        if due_ns >= self.until_ns {
+        if due_ns >= self.until.t_ns() {
             return None;
         }
         loop {
@@ -213,26 +318,65 @@ impl Pacer {
         }
     }
 
+    /// The next slot that begins or is given back; `None` when all have ended or the
+    /// run was stopped.
     fn wait_for_slot(&self, slots: &Slots) -> Option<Slot> {
-        loop {
-            match slots.free.recv_timeout(LOOK_UP) {
+        while !slots.all_ended() {
+            let until_begin_ns = slots.next_begins_ns().map(|ns| ns - self.clock.now_ns());
+            let wait = match until_begin_ns {
+                None => LOOK_UP,
+                Some(..=0) => return Some(slots.begin()),
+                Some(ns) => Duration::from_nanos(ns.unsigned_abs()).min(LOOK_UP),
+            };
+            match slots.free.recv_timeout(wait) {
+                Ok(slot) if slots.is_over(&slot) => slots.end(),
                 Ok(slot) => return Some(slot),
                 Err(RecvTimeoutError::Timeout) if !self.stopped() => {}
                 Err(_) => return None,
             }
         }
+        None
     }
 
     fn stopped(&self) -> bool {
         self.stop.level() != StopLevel::Run
             || self.sink.failed()
-            || self.clock.now_ns() >= self.until_ns
+            || self.clock.now_ns() >= self.until.t_ns()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn clients_begin_evenly_and_end_after_their_own_time() {
+        let times = ClientTimes {
+            ramp_up: Duration::from_secs(1),
+            duration: Some(Duration::from_secs(3)),
+        };
+        let slots = Slots::new(4, 3, 50, times);
+        let mut begun = Vec::new();
+        while let Some(begins_ns) = slots.next_begins_ns() {
+            let slot = slots.begin();
+            assert_eq!(slot.freed_ns, begins_ns);
+            begun.push((slot.client, slot.worker, begins_ns - 50));
+        }
+        let quarter_ns = 250_000_000;
+        let expected: Vec<_> = (0..4).map(|n| (n, n % 3, n as i64 * quarter_ns)).collect();
+        assert_eq!(begun, expected);
+        for (client, _, begins_ns) in begun {
+            let freed = |freed_ns| Slot {
+                freed_ns: 50 + begins_ns + freed_ns,
+                worker: 0,
+                client,
+            };
+            assert!(!slots.is_over(&freed(2_999_999_999)));
+            assert!(slots.is_over(&freed(3_000_000_000)));
+        }
+        (0..4).for_each(|_| slots.end());
+        assert!(slots.all_ended());
+    }
 
     /// Hand-overs of 0 to 100 µs, each as likely: the lead ends where all but a
     /// few are in time, and comes back from a spell of late ones.

@@ -15,23 +15,23 @@ use tapedeck_recording::{ChunkKind, MarkRow};
 use tapedeck_wire::dialect::{Api, reply_text};
 
 use crate::arrival::Arrival;
-use crate::engine::{Stop, StopLevel};
+use crate::engine::{Deadline, Stop, StopLevel};
 use crate::worker::{Assignment, Worker, as_ns};
 
 /// What all assignments of a run share.
 #[derive(Debug)]
 pub(crate) struct Course {
     next_request_id: AtomicI64,
-    /// No turn is sent at or after this instant of the clock.
-    until_ns: i64,
+    /// No turn is sent at or after it.
+    until: Deadline,
     stop: Arc<Stop>,
 }
 
 impl Course {
-    pub(crate) fn new(first_request_id: i64, until_ns: i64, stop: Arc<Stop>) -> Self {
+    pub(crate) fn new(first_request_id: i64, until: Deadline, stop: Arc<Stop>) -> Self {
         Self {
             next_request_id: AtomicI64::new(first_request_id),
-            until_ns,
+            until,
             stop,
         }
     }
@@ -163,7 +163,7 @@ pub(crate) async fn next_turn(worker: &Worker, assignment: Assignment) -> Option
 async fn wait_until(worker: &Worker, course: &Course, due_ns: i64) -> bool {
     loop {
         let now_ns = worker.clock.now_ns();
-        let ended = due_ns.max(now_ns) >= course.until_ns;
+        let ended = due_ns.max(now_ns) >= course.until.t_ns();
         if ended || course.stop.level() != StopLevel::Run {
             return false;
         }

@@ -1,5 +1,6 @@
 //! The run around the pacer: recording, telemetry, probe, progress, seal.
 
+use std::cell::Cell;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,8 +10,8 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::{Value, json};
 use tapedeck_clock::RunClock;
 use tapedeck_live::{
-    Arrival, AttemptPolicy, Failure, Gauges, PreparedRequest, RunSpec, Stop, StopLevel, Telemetry,
-    Timeouts, Workers, run as run_arrivals,
+    Arrival, Arrivals, AttemptPolicy, Deadline, Failure, Gauges, PreparedRequest, RunSpec, Stop,
+    StopLevel, Telemetry, Timeouts, Workers, run as run_arrivals,
 };
 use tapedeck_recording::{
     EventBatch, MarkRow, Phase, Privacy, Scrubber, SegmentLimits, Sink, Writer, WriterOptions,
@@ -19,6 +20,7 @@ use tapedeck_recording::{
 use crate::args::{ConnectionArgs, OutputArgs};
 use crate::manifest::{Described, attempts_json, describe};
 use crate::output::{Outcome, failure_text};
+use crate::phases::{Phases, WarmUp, as_ns};
 use crate::progress::Progress;
 use crate::requests;
 use crate::sampling::Sampling;
@@ -26,7 +28,7 @@ use crate::server::Server;
 use crate::signals;
 
 /// Between setting up and the first arrival, so that the first is not late.
-const LEAD_NS: i64 = 20_000_000;
+pub(crate) const LEAD_NS: i64 = 20_000_000;
 
 /// What all recordings of one program run share.
 #[derive(Debug)]
@@ -115,7 +117,7 @@ pub struct Plan {
     pub probe: Option<Arc<PreparedRequest>>,
     /// Requests in flight at most.
     pub parallel: Option<usize>,
-    /// Nothing is sent later than this after the start.
+    /// Nothing is sent later than this after the start of the measured phase.
     pub duration: Option<Duration>,
     /// Arrivals, where their number is known, for the progress bar.
     pub number: Option<u64>,
@@ -144,11 +146,20 @@ impl Harness<'_> {
     ///
     /// # Errors
     /// When the recording cannot be written, the probe fails, or threads do.
-    pub fn record(
+    pub fn record(&self, dir: &Path, plan: &Plan, arrivals: impl Arrivals) -> Result<Outcome> {
+        self.record_warm(dir, plan, None, arrivals)
+    }
+
+    /// As [`Self::record`], after a warm-up; offsets count from its end.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn record_warm(
         &self,
         dir: &Path,
         plan: &Plan,
-        arrivals: impl Iterator<Item = Arrival>,
+        warmup: Option<WarmUp<'_>>,
+        arrivals: impl Arrivals,
     ) -> Result<Outcome> {
         let clock = RunClock::start();
         let privacy = self.privacy.with_new_key();
@@ -167,7 +178,7 @@ impl Harness<'_> {
         self.sampling.describe(&mut manifest.settings);
         let scrubber = Scrubber::new(&run.privacy);
         let writer = Writer::create_scrubbed(dir, manifest, self.writer, scrubber)?;
-        let result = run.drive(plan, &writer.sink(), arrivals);
+        let result = run.drive(plan, &writer.sink(), warmup, arrivals);
         let sealed = writer.finish();
         // The disk's error explains the run's, not the other way round.
         sealed.with_context(|| {
@@ -184,20 +195,21 @@ impl Harness<'_> {
             }
             return Err(error);
         }
+        let (requests, failed) = run.gauges.measured_requests();
         Ok(Outcome {
             path: dir.to_owned(),
-            requests: run.gauges.ended_requests(),
-            failed: run.gauges.failed_requests(),
+            requests,
+            failed,
             failures: run.gauges.first_failures(),
         })
     }
 }
 
-struct Run<'a> {
-    harness: &'a Harness<'a>,
-    clock: RunClock,
+pub(crate) struct Run<'a> {
+    pub(crate) harness: &'a Harness<'a>,
+    pub(crate) clock: RunClock,
     privacy: Privacy,
-    gauges: Arc<Gauges>,
+    pub(crate) gauges: Arc<Gauges>,
 }
 
 impl Run<'_> {
@@ -205,7 +217,8 @@ impl Run<'_> {
         &self,
         plan: &Plan,
         sink: &Sink,
-        arrivals: impl Iterator<Item = Arrival>,
+        warmup: Option<WarmUp<'_>>,
+        arrivals: impl Arrivals,
     ) -> Result<()> {
         let telemetry = Telemetry::start(self.clock, Arc::clone(&self.gauges), sink.clone())
             .context("cannot start the telemetry thread")?;
@@ -220,22 +233,25 @@ impl Run<'_> {
         let mut spec = self.spec(sink, 0, first_id);
         spec.parallel = plan.parallel;
         let workers = self.warm_workers(&spec)?;
-        self.mark(sink, "phase_begin", &json!({"phase": "measure"}));
         telemetry.sample_now();
         let progress = Progress::start(Arc::clone(&self.gauges), plan.number, self.harness.quiet);
         let start_ns = self.clock.now_ns() + LEAD_NS;
         spec.start_ns = start_ns;
-        let duration_ns = plan.duration.map(|d| i64::try_from(d.as_nanos()));
-        spec.until_ns = duration_ns.map(|ns| start_ns.saturating_add(ns.unwrap_or(i64::MAX)));
-        let sent = workers.run(
-            &spec,
-            arrivals.map(|mut arrival| {
-                arrival.offset_ns = arrival.offset_ns.map(|ns| start_ns.saturating_add(ns));
-                arrival
-            }),
-        );
+        let phase = Cell::new(Phase::Measure);
+        let phases = Phases {
+            run: self,
+            sink,
+            warmup,
+            measured: arrivals,
+            start_ns,
+            duration_ns: plan.duration.map(as_ns),
+            until: spec.until.clone(),
+            handed_out: 0,
+            phase: &phase,
+        };
+        let sent = workers.run(&spec, phases.begin());
         drop(progress);
-        self.mark(sink, "phase_end", &json!({"phase": "measure"}));
+        self.mark(sink, "phase_end", &json!({"phase": phase.get().as_str()}));
         telemetry.finish();
         samplers.finish();
         sent?;
@@ -300,7 +316,7 @@ impl Run<'_> {
             workers: self.harness.workers,
             parallel: Some(1),
             start_ns,
-            until_ns: None,
+            until: Deadline::default(),
             first_request_id: first_id,
             first_conn_id: first_id,
             sink: sink.clone(),
@@ -310,7 +326,7 @@ impl Run<'_> {
         }
     }
 
-    fn mark(&self, sink: &Sink, name: &str, detail: &Value) {
+    pub(crate) fn mark(&self, sink: &Sink, name: &str, detail: &Value) {
         let batch = EventBatch {
             marks: vec![MarkRow {
                 t_ns: self.clock.now_ns(),

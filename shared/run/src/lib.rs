@@ -16,6 +16,7 @@ pub mod hub;
 pub mod listen;
 pub mod manifest;
 pub mod output;
+pub mod phases;
 mod progress;
 #[cfg(feature = "report")]
 mod report;

@@ -21,6 +21,7 @@ mod parallel;
 pub mod prompts;
 #[cfg(feature = "datasets")]
 mod random;
+pub mod rates;
 #[cfg(feature = "datasets")]
 mod records;
 mod sessions;
@@ -38,6 +39,7 @@ pub use body::BodyOptions;
 pub use error::WorkloadError;
 pub use lengths::PromptLengths;
 pub use prompts::{Item, Prompt, Turn};
+pub use rates::RateShape;
 pub use shaping::Shaping;
 pub use sonnet::SonnetLengths;
 pub use tokens::{Encoder, encoder};

@@ -12,7 +12,7 @@ use nix::sys::time::TimeVal;
 use nix::unistd::Pid;
 use tapedeck_clock::RunClock;
 use tapedeck_live::{
-    Arrival, Gauges, PreparedRequest, RunSpec, Stop, Target, Timeouts, TlsOptions,
+    Arrival, Deadline, Gauges, PreparedRequest, RunSpec, Stop, Target, Timeouts, TlsOptions,
 };
 use tapedeck_recording::{Phase, Privacy, Sink};
 use tapedeck_wire::openai::Api;
@@ -95,7 +95,7 @@ pub fn run_spec(clock: RunClock, addr: SocketAddr, parallel: Option<usize>, sink
         workers: 1,
         parallel,
         start_ns: clock.now_ns() + 50_000_000,
-        until_ns: None,
+        until: Deadline::default(),
         first_request_id: 0,
         first_conn_id: 0,
         sink,
