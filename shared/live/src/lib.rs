@@ -32,6 +32,7 @@
 //! - **Most of the rest is Parquet's**: the sealer's thread comes to 4,600 with small
 //!   segments, a quarter of it prefix sharing; zstd is 100.
 
+mod alarm;
 pub mod arrival;
 mod chunked;
 pub mod connect;
@@ -39,6 +40,7 @@ pub mod engine;
 pub mod exchange;
 pub mod headers;
 pub mod lag;
+mod lead;
 mod pace;
 pub mod policy;
 pub mod secrets;
