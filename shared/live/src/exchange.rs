@@ -39,47 +39,45 @@ const DRAIN_NS: i64 = 1_000_000_000;
 /// is sent again is the policy's to say. Returns the next turn of its session, when
 /// it is due.
 pub(crate) async fn exchange(worker: &Worker, assignment: Assignment) -> Option<Assignment> {
-    let due_ns = assignment.arrival.offset_ns;
-    if let Some(due_ns) = due_ns {
+    let mut ready = None;
+    if let Some(due_ns) = assignment.arrival.offset_ns {
         worker.alarm.sleep_until_nearly(due_ns).await;
-    }
-    // All that can be done before the deadline is.
-    let mut attempt = Attempt::new(worker, &assignment, 0);
-    let mut pooled = worker.pool.take().await;
-    if let Some(due_ns) = due_ns {
+        // So that on the deadline little is left but to write.
+        ready = worker.pool.take().await;
         worker.alarm.spin_until(due_ns).await;
     }
     let t_dispatched_ns = worker.clock.now_ns();
     let lag_ns = t_dispatched_ns - assignment.t_ready_ns;
     worker.gauges.dispatch_lag.observe(lag_ns);
     worker.gauges.started();
-    if pooled.is_none() {
-        // One may have come back in the meantime.
-        pooled = worker.pool.take().await;
-    }
-    let (mut number, mut retried) = (0, 0);
+    let (mut source, mut retried) = (Source::Pool, 0);
+    let mut number = 0;
     let failure = loop {
-        attempt.update_row(|row| row.t_dispatched_ns = Some(t_dispatched_ns));
+        let mut attempt = Attempt::new(worker, &assignment, t_dispatched_ns, number);
         attempt.retried = retried;
-        match attempt.run(pooled.take()).await {
+        attempt.ready.set(ready.take());
+        match attempt.run(source).await {
             Ending::Final => break attempt.failure.take(),
-            // The next one opens its own connection.
-            Ending::Stale => {}
+            Ending::Stale => source = Source::Fresh,
             Ending::Again(wait) => {
                 if !worker.pause(wait).await {
                     break attempt.failure.take();
                 }
-                retried += 1;
-                pooled = worker.pool.take().await;
+                (source, retried) = (Source::Pool, retried + 1);
             }
         }
         number += 1;
-        attempt = Attempt::new(worker, &assignment, number);
     };
-    drop(attempt);
     worker.gauges.ended(failure);
     // Only now may the next request start: this one is recorded and counted.
     next_turn(worker, assignment).await
+}
+
+/// Where an attempt takes its connection from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Source {
+    Pool,
+    Fresh,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,6 +98,8 @@ struct Attempt<'a> {
     /// When the client gives it up, if it does.
     cancel: Option<CancelAfter>,
     content_chunks: Cell<u32>,
+    /// A connection that was taken from the pool before the deadline.
+    ready: Cell<Option<Connection>>,
     /// Until the request row is recorded.
     row: Cell<Option<RequestRow>>,
     failure: Cell<Option<Failure>>,
@@ -124,7 +124,12 @@ pub struct Answer {
 }
 
 impl<'a> Attempt<'a> {
-    fn new(worker: &'a Worker, assignment: &'a Assignment, attempt: i32) -> Self {
+    fn new(
+        worker: &'a Worker,
+        assignment: &'a Assignment,
+        t_dispatched_ns: i64,
+        attempt: i32,
+    ) -> Self {
         let request = &*assignment.arrival.request;
         if let Some(heard) = &assignment.heard {
             heard.borrow_mut().begin();
@@ -135,25 +140,37 @@ impl<'a> Attempt<'a> {
             request,
             attempt,
             watch: worker.watch(),
-            row: Cell::new(Some(request_row(worker, assignment, attempt))),
+            row: Cell::new(Some(request_row(
+                worker,
+                assignment,
+                t_dispatched_ns,
+                attempt,
+            ))),
             cancel: worker.policy.cancels(assignment.request_id),
             content_chunks: Cell::new(0),
+            ready: Cell::new(None),
             failure: Cell::new(None),
             retried: 0,
             again: Cell::new(None),
         }
     }
 
-    /// Sends the request on `pooled`, or on a connection of its own.
-    async fn run(&self, pooled: Option<Connection>) -> Ending {
-        let ending = self.send(pooled).await;
+    async fn run(&self, source: Source) -> Ending {
+        let ending = self.send(source).await;
         match self.again.take() {
             Some(wait) if ending == Ending::Final => Ending::Again(wait),
             _ => ending,
         }
     }
 
-    async fn send(&self, pooled: Option<Connection>) -> Ending {
+    async fn send(&self, source: Source) -> Ending {
+        let pooled = match source {
+            Source::Pool => match self.ready.take() {
+                None => self.worker.pool.take().await,
+                ready => ready,
+            },
+            Source::Fresh => None,
+        };
         let reused = pooled.is_some();
         let connection = match pooled {
             Some(connection) => Ok(connection),
@@ -684,7 +701,12 @@ pub fn is_delimited(headers: &HeaderMap) -> bool {
     headers.contains_key(header::CONTENT_LENGTH) || headers.contains_key(header::TRANSFER_ENCODING)
 }
 
-fn request_row(worker: &Worker, assignment: &Assignment, attempt: i32) -> RequestRow {
+fn request_row(
+    worker: &Worker,
+    assignment: &Assignment,
+    t_dispatched_ns: i64,
+    attempt: i32,
+) -> RequestRow {
     let arrival = &assignment.arrival;
     let request = &arrival.request;
     RequestRow {
@@ -703,7 +725,7 @@ fn request_row(worker: &Worker, assignment: &Assignment, attempt: i32) -> Reques
         model: request.model.clone(),
         stream: request.stream,
         t_scheduled_ns: Some(assignment.t_scheduled_ns),
-        t_dispatched_ns: None,
+        t_dispatched_ns: Some(t_dispatched_ns),
         t_received_ns: None,
         t_connect_ns: None,
         t_connected_ns: None,

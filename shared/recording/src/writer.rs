@@ -516,7 +516,10 @@ impl WriterState {
             return Ok(());
         }
         let path = log.wal.path(self.first_seq);
-        let synced = match log.wal.append(self.first_seq, numbered, || give_way(&self.queue)) {
+        let synced = match log
+            .wal
+            .append(self.first_seq, numbered, || give_way(&self.queue))
+        {
             Ok(file) => {
                 self.unlogged -= rows as u64;
                 match &log.syncer {
