@@ -3,8 +3,8 @@
 //!
 //! `cargo bench -p tapedeck-live --bench dispatch [-- [--warm] RATE…]`
 //!
-//! A replay is this with the arrivals of a recording. Client and simulator share
-//! the machine's cores, so every figure includes a busy neighbour.
+//! A replay is this with the arrivals of a recording. The simulator has one core, the
+//! whole client the other: the worker shares it with pacer, writer and sealer.
 #![allow(
     clippy::unwrap_used,
     reason = "a benchmark stops at the first surprise"
