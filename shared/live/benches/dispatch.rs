@@ -1,10 +1,10 @@
 //! How late requests leave: dispatched and sent against scheduled, and gaps
 //! against the schedule's, in an uncapped open loop at the embedded simulator.
 //!
-//! `cargo bench -p tapedeck-live --bench dispatch [-- RATE…]`
+//! `cargo bench -p tapedeck-live --bench dispatch [-- [--warm] RATE…]`
 //!
-//! A replay is this with the arrivals of a recording. Client and simulator share
-//! the machine's cores, so every figure includes a busy neighbour.
+//! A replay is this with the arrivals of a recording. The simulator has one core, the
+//! whole client the other: the worker shares it with pacer, writer and sealer.
 #![allow(
     clippy::unwrap_used,
     reason = "a benchmark stops at the first surprise"
@@ -22,7 +22,7 @@ use tapedeck_simulator::{SimConfig, Simulator};
 
 mod support;
 
-use support::{arrival, body, request, run_spec};
+use support::{arrival, body, pin, request, run_spec};
 
 const SECONDS: usize = 10;
 /// Requests before this much of a run has passed are counted apart: they open the
@@ -43,8 +43,12 @@ fn main() {
         "| requests/s | warm connections | part | requests | opening one | dispatched - scheduled | lag | offset | gap |"
     );
     println!("|--:|--:|---|--:|--:|---|---|---|---|");
+    let warms: &[usize] = match std::env::args().any(|a| a == "--warm") {
+        true => &[64],
+        false => &[0, 64],
+    };
     for rate in rates {
-        for warm in [0, 64] {
+        for &warm in warms {
             measure(rate, warm);
         }
     }
@@ -53,7 +57,9 @@ fn main() {
 fn measure(rate: usize, warm: usize) {
     let config = SimConfig::from_url("sim:?ttft_ms=20&itl_ms=5&tokens=5&slots=1024").unwrap();
     let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    pin(0);
     let simulator = Simulator::start(config, any).unwrap();
+    pin(1);
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("r");
     let start_ns = record(simulator.addr(), rate, warm, &out);

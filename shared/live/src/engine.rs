@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 
 use crate::arrival::{Arrival, Arrivals, ClientTimes};
 use crate::lag::LagRecorder;
-use crate::pace::{HandOver, Pacer, Slots};
+use crate::pace::{Pacer, Slots};
 use crate::policy::AttemptPolicy;
 use crate::tap::KernelStamping;
 use crate::target::Target;
@@ -261,7 +261,6 @@ pub fn run(spec: &RunSpec, arrivals: impl Iterator<Item = Arrival>) -> Result<i6
 #[derive(Debug)]
 pub struct Workers {
     _stamping: KernelStamping,
-    hand_over: Arc<HandOver>,
     queues: Vec<mpsc::Sender<Assignment>>,
     threads: Vec<WorkerThread>,
     warm_connections: usize,
@@ -276,13 +275,11 @@ impl Workers {
     /// # Errors
     /// When threads cannot be started.
     pub fn start(spec: &RunSpec, warm_connections: usize) -> Result<Self, RunError> {
-        let hand_over = Arc::new(HandOver::new());
         let count = spec.workers.max(1);
         // Room for the one number that each worker says.
         let (warmed, opened) = sync_channel(count);
         let mut workers = Self {
             _stamping: KernelStamping::switch_on(),
-            hand_over,
             queues: Vec::new(),
             threads: Vec::new(),
             warm_connections: 0,
@@ -293,7 +290,7 @@ impl Workers {
                 connections: share,
                 opened: warmed.clone(),
             };
-            let (queue, thread) = spawn_worker(spec, index, &workers.hand_over, warm_up)?;
+            let (queue, thread) = spawn_worker(spec, index, warm_up)?;
             workers.queues.push(queue);
             workers.threads.push(thread);
         }
@@ -336,7 +333,6 @@ impl Workers {
             slots: spec
                 .parallel
                 .map(|count| Slots::new(count, workers, spec.start_ns, times)),
-            hand_over: Arc::clone(&self.hand_over),
             gauges: Arc::clone(&spec.gauges),
             start_ns: spec.start_ns,
             until: spec.until.clone(),
@@ -348,7 +344,6 @@ impl Workers {
 fn spawn_worker(
     spec: &RunSpec,
     index: usize,
-    hand_over: &Arc<HandOver>,
     warm_up: WarmUp,
 ) -> Result<(mpsc::Sender<Assignment>, WorkerThread), RunError> {
     let (queue, assignments) = mpsc::channel(ASSIGNMENT_QUEUE);
@@ -362,7 +357,6 @@ fn spawn_worker(
         policy: spec.policy,
         gauges: Arc::clone(&spec.gauges),
         stop: Arc::clone(&spec.stop),
-        hand_over: Arc::clone(hand_over),
         first_conn_id: spec.first_conn_id,
         sink: spec.sink.clone(),
         privacy: spec.privacy.clone(),

@@ -42,7 +42,13 @@ const DRAIN_NS: i64 = 1_000_000_000;
 /// is sent again is the policy's to say. Returns the next turn of its session, when
 /// it is due.
 pub(crate) async fn exchange(worker: &Worker, assignment: Assignment) -> Option<Assignment> {
-    worker.wait_until_due(&assignment.arrival).await;
+    let mut ready = None;
+    if let Some(due_ns) = assignment.arrival.offset_ns {
+        worker.alarm.sleep_until_nearly(due_ns).await;
+        // So that on the deadline little is left but to write.
+        ready = worker.pool.take().await;
+        worker.alarm.spin_until(due_ns).await;
+    }
     let t_dispatched_ns = worker.clock.now_ns();
     let lag_ns = t_dispatched_ns - assignment.t_ready_ns;
     worker.gauges.dispatch_lag.observe(lag_ns);
@@ -52,6 +58,7 @@ pub(crate) async fn exchange(worker: &Worker, assignment: Assignment) -> Option<
     let failure = loop {
         let mut attempt = Attempt::new(worker, &assignment, t_dispatched_ns, number);
         attempt.retried = retried;
+        attempt.ready.set(ready.take());
         match attempt.run(source).await {
             Ending::Final => break attempt.failure.take(),
             Ending::Stale => source = Source::Fresh,
@@ -95,6 +102,8 @@ struct Attempt<'a> {
     /// When the client gives it up, if it does.
     cancel: Option<CancelAfter>,
     content_chunks: Cell<u32>,
+    /// A connection that was taken from the pool before the deadline.
+    ready: Cell<Option<Connection>>,
     /// Until the request row is recorded.
     row: Cell<Option<RequestRow>>,
     failure: Cell<Option<Failure>>,
@@ -143,6 +152,7 @@ impl<'a> Attempt<'a> {
             ))),
             cancel: worker.policy.cancels(assignment.request_id),
             content_chunks: Cell::new(0),
+            ready: Cell::new(None),
             failure: Cell::new(None),
             retried: 0,
             again: Cell::new(None),
@@ -163,7 +173,10 @@ impl<'a> Attempt<'a> {
             return Box::pin(self.send_grpc(source)).await;
         }
         let pooled = match source {
-            Source::Pool => self.worker.pool.take().await,
+            Source::Pool => match self.ready.take() {
+                None => self.worker.pool.take().await,
+                ready => ready,
+            },
             Source::Fresh => None,
         };
         let reused = pooled.is_some();

@@ -2,7 +2,6 @@
 
 use std::cell::Cell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::Duration;
 
@@ -142,7 +141,6 @@ pub(crate) struct Pacer {
     pub(crate) stop: Arc<Stop>,
     pub(crate) sink: Sink,
     pub(crate) slots: Option<Slots>,
-    pub(crate) hand_over: Arc<HandOver>,
     pub(crate) gauges: Arc<Gauges>,
     pub(crate) start_ns: i64,
     pub(crate) until: Deadline,
@@ -153,56 +151,13 @@ pub(crate) struct Pacer {
 const LOOK_UP: Duration = Duration::from_millis(50);
 const LOOK_UP_NS: i64 = 50_000_000;
 
-/// How long before its deadline an arrival is handed to its worker.
-///
-/// Waking the pacer and then the worker costs 50 to 150 µs where cores go idle,
-/// and that would be every request's lag. So the arrival is on its way before it is
-/// due, and the worker, awake by then, polls its sockets until the instant itself.
-/// What that polling costs is bounded by keeping the lead no longer than nearly
-/// all hand-overs take: it follows the quantile [`HandOver::IN_TIME`] of what they
-/// took.
-#[derive(Debug)]
-pub(crate) struct HandOver {
-    lead_ns: AtomicI64,
-}
-
-impl HandOver {
-    const LEAST_NS: i64 = 20_000;
-    /// At a thousand requests a second a quarter of one core.
-    const MOST_NS: i64 = 250_000;
-    const FIRST_NS: i64 = 150_000;
-    /// How far one hand-over moves the lead.
-    const STEP_NS: f64 = 10_000.0;
-    /// Share of the hand-overs that should end before the deadline.
-    const IN_TIME: f64 = 0.995;
-
-    pub(crate) fn new() -> Self {
-        Self {
-            lead_ns: AtomicI64::new(Self::FIRST_NS),
-        }
-    }
-
-    pub(crate) fn lead_ns(&self) -> i64 {
-        self.lead_ns.load(Ordering::Relaxed)
-    }
-
-    /// Learns from an arrival that reached its worker `early_ns` before it was due,
-    /// or after where that is negative.
-    pub(crate) fn observe(&self, early_ns: i64) {
-        let share = if early_ns < 0 {
-            Self::IN_TIME
-        } else {
-            Self::IN_TIME - 1.0
-        };
-        let moved_ns = self.lead_ns() + (Self::STEP_NS * share) as i64;
-        // Two workers may overwrite each other's step, which costs a step.
-        let lead_ns = moved_ns.clamp(Self::LEAST_NS, Self::MOST_NS);
-        self.lead_ns.store(lead_ns, Ordering::Relaxed);
-    }
-}
+/// An arrival is with its worker this long before it is due, so that a pacer that
+/// waits for a core makes nobody late. A run that is stopped still sends what was
+/// handed over.
+const AHEAD_NS: i64 = 5_000_000;
 
 impl Pacer {
-    /// Hands every arrival to a worker when it is due; returns how many.
+    /// Hands every arrival to a worker before it is due; returns how many.
     pub(crate) fn run(
         &self,
         mut arrivals: impl Arrivals,
@@ -284,7 +239,7 @@ impl Pacer {
         }
     }
 
-    /// Waits until `arrival` is all but due and a slot is free; returns the instant
+    /// Waits until `arrival` is to be handed over and a slot is free; returns the instant
     /// for which it was scheduled and the slot, or `None` when the run was stopped.
     fn wait(&self, arrival: &Arrival) -> Option<(i64, Option<SlotGuard>)> {
         match arrival.offset_ns {
@@ -311,7 +266,7 @@ impl Pacer {
             }
             let now_ns = self.clock.now_ns();
             if due_ns - now_ns <= LOOK_UP_NS {
-                self.clock.sleep_until(due_ns - self.hand_over.lead_ns());
+                self.clock.sleep_until(due_ns - AHEAD_NS);
                 return Some(());
             }
             self.clock.sleep_until(now_ns + LOOK_UP_NS / 2);
@@ -376,30 +331,5 @@ mod tests {
         }
         (0..4).for_each(|_| slots.end());
         assert!(slots.all_ended());
-    }
-
-    /// Hand-overs of 0 to 100 µs, each as likely: the lead ends where all but a
-    /// few are in time, and comes back from a spell of late ones.
-    #[test]
-    fn the_lead_follows_what_hand_overs_take() {
-        let hand_over = HandOver::new();
-        let mut state = 1_u64;
-        let mut in_time = 0;
-        for round in 0..100_000 {
-            state = state
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1);
-            let took_ns = match round {
-                20_000..20_100 => 5_000_000,
-                _ => (state >> 33) as i64 % 100_000,
-            };
-            let early_ns = hand_over.lead_ns() - took_ns;
-            hand_over.observe(early_ns);
-            let lead_ns = hand_over.lead_ns();
-            assert!((HandOver::LEAST_NS..=HandOver::MOST_NS).contains(&lead_ns));
-            in_time += u32::from(round >= 50_000 && early_ns >= 0);
-        }
-        assert!((49_600..=49_900).contains(&in_time), "{in_time} of 50000");
-        assert!((80_000..120_000).contains(&hand_over.lead_ns()));
     }
 }

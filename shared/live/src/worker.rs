@@ -15,12 +15,13 @@ use tokio::runtime::LocalOptions;
 use tokio::sync::mpsc;
 use tokio::task::JoinError;
 
+use crate::alarm::Alarm;
 use crate::arrival::Arrival;
 use crate::connect::{Connector, Pool};
 use crate::engine::{Gauges, Stop, StopLevel};
 use crate::exchange::exchange;
 use crate::http2::Http2Pool;
-use crate::pace::{HandOver, SlotGuard};
+use crate::pace::SlotGuard;
 use crate::policy::AttemptPolicy;
 use crate::session::{Course, Heard};
 use crate::tap::TapContext;
@@ -65,7 +66,7 @@ pub(crate) struct Worker {
     pub(crate) policy: AttemptPolicy,
     pub(crate) gauges: Arc<Gauges>,
     stop: Arc<Stop>,
-    hand_over: Arc<HandOver>,
+    pub(crate) alarm: Alarm,
     /// Its number, for the `worker` column.
     pub(crate) label: Arc<str>,
     sink: Sink,
@@ -87,7 +88,6 @@ pub(crate) struct WorkerSpec {
     pub(crate) policy: AttemptPolicy,
     pub(crate) gauges: Arc<Gauges>,
     pub(crate) stop: Arc<Stop>,
-    pub(crate) hand_over: Arc<HandOver>,
     pub(crate) first_conn_id: i64,
     pub(crate) sink: Sink,
     pub(crate) privacy: Privacy,
@@ -115,7 +115,7 @@ const BATCH_BYTES: usize = 256 * 1024;
 const TICK: Duration = Duration::from_millis(20);
 
 impl Worker {
-    fn new(spec: &WorkerSpec) -> Rc<Self> {
+    fn new(spec: &WorkerSpec, alarm: Alarm) -> Rc<Self> {
         let target = Rc::new(spec.target.clone());
         let context = TapContext::new(spec.clock);
         Rc::new(Self {
@@ -132,7 +132,7 @@ impl Worker {
             policy: spec.policy,
             gauges: Arc::clone(&spec.gauges),
             stop: Arc::clone(&spec.stop),
-            hand_over: Arc::clone(&spec.hand_over),
+            alarm,
             label: spec.index.to_string().into(),
             sink: spec.sink.clone(),
             privacy: spec.privacy.clone(),
@@ -199,19 +199,6 @@ impl Worker {
             }
             // The request that misses it opens its own, and records why not.
             Ok(Err(_)) | Err(_) => false,
-        }
-    }
-
-    /// Waits for the deadline of an arrival that was handed over just before it.
-    /// Between two looks at the clock the other tasks and the sockets have their
-    /// turn, so the wait delays no read.
-    pub(crate) async fn wait_until_due(&self, arrival: &Arrival) {
-        let Some(due_ns) = arrival.offset_ns else {
-            return;
-        };
-        self.hand_over.observe(due_ns - self.clock.now_ns());
-        while self.clock.now_ns() < due_ns {
-            tokio::task::yield_now().await;
         }
     }
 
@@ -362,9 +349,15 @@ pub(crate) fn run_worker(
         .enable_io()
         .enable_time()
         .build_local(LocalOptions::default())?;
-    let worker = Worker::new(spec);
+    let alarm = {
+        let _entered = runtime.enter();
+        Alarm::new(spec.clock)?
+    };
+    let worker = Worker::new(spec, alarm);
     runtime.block_on(async {
         let ticker = tokio::task::spawn_local(tick(Rc::clone(&worker), Arc::clone(&spec.stop)));
+        let ringing = Rc::clone(&worker);
+        let ringer = tokio::task::spawn_local(async move { ringing.alarm.ring().await });
         let opened = worker.warm_up(warm_up.connections).await;
         warm_up.opened.send(opened).ok();
         // The engine waits until nobody can say a number any more.
@@ -380,6 +373,7 @@ pub(crate) fn run_worker(
             pass_panic_on(ended);
         }
         ticker.abort();
+        ringer.abort();
     });
     worker.flush();
     Ok(())

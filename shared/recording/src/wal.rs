@@ -86,11 +86,13 @@ impl Wal {
 
     /// Appends one commit to the file of the segment that begins at
     /// `segment_first_seq` and returns that file, to be synced. After an error
-    /// the file ends behind the commit before.
+    /// the file ends behind the commit before. Between pieces of work `give_way` is
+    /// called.
     pub(crate) fn append(
         &mut self,
         segment_first_seq: u64,
         commit: &[Numbered],
+        give_way: impl Fn(),
     ) -> io::Result<Arc<File>> {
         let path = self.path(segment_first_seq);
         let seed = self.seed;
@@ -111,8 +113,10 @@ impl Wal {
             }
             for rows in commit {
                 let frame = self.encoders[rows.table as usize].frame(rows, seed)?;
+                give_way();
                 open.file.write_all_at(frame, at)?;
                 at += frame.len() as u64;
+                give_way();
             }
             Ok(())
         })();

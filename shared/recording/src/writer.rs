@@ -269,6 +269,18 @@ const COMMIT_BYTES: usize = 1 << 20;
 /// Room that is kept from one commit for the next.
 const KEPT_BYTES: usize = 4 * COMMIT_BYTES;
 
+/// Batches in the queue up to which the writer keeps up with those who fill it.
+const KEEPING_UP: usize = 4;
+
+/// Between two pieces of work: lets a thread that is ready have this core. A worker
+/// that wakes up to stamp or to send would else wait until the kernel ends the
+/// writer's turn, a millisecond or more. A writer that falls behind keeps its turn.
+fn give_way(queue: &Queue<Message>) {
+    if queue.len() <= KEEPING_UP {
+        std::thread::yield_now();
+    }
+}
+
 fn in_ns(duration: Duration) -> i64 {
     monotonic_ns().saturating_add(i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX))
 }
@@ -423,6 +435,7 @@ impl WriterState {
         self.pending_bytes += batch.size_bytes();
         self.pending.append(&mut batch);
         self.gauges.keep(batch);
+        give_way(&self.queue);
     }
 
     fn commit_and_cut_if_due(&mut self) -> Result<(), Halt> {
@@ -482,6 +495,7 @@ impl WriterState {
                     first_seq,
                     batch,
                 });
+                give_way(&self.queue);
             }
         }
         self.pending.clear();
@@ -502,7 +516,10 @@ impl WriterState {
             return Ok(());
         }
         let path = log.wal.path(self.first_seq);
-        let synced = match log.wal.append(self.first_seq, numbered) {
+        let synced = match log
+            .wal
+            .append(self.first_seq, numbered, || give_way(&self.queue))
+        {
             Ok(file) => {
                 self.unlogged -= rows as u64;
                 match &log.syncer {

@@ -1,7 +1,11 @@
 //! What the benchmarks share.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -34,6 +38,51 @@ pub fn cpu_us() -> f64 {
     let usage = getrusage(UsageWho::RUSAGE_SELF).unwrap();
     let us = |t: TimeVal| t.tv_sec() as f64 * 1e6 + t.tv_usec() as f64;
     us(usage.user_time()) + us(usage.system_time())
+}
+
+/// CPU time of each thread of this process, as often as it looks, by name.
+#[derive(Debug)]
+pub struct ThreadTimes {
+    over: Arc<AtomicBool>,
+    watcher: JoinHandle<BTreeMap<String, BTreeMap<PathBuf, f64>>>,
+}
+
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+impl ThreadTimes {
+    pub fn watch() -> Self {
+        let over = Arc::new(AtomicBool::new(false));
+        let ended = Arc::clone(&over);
+        let watcher = std::thread::Builder::new().spawn(move || {
+            let mut times = BTreeMap::<_, BTreeMap<_, _>>::new();
+            while !ended.load(Ordering::Relaxed) {
+                for task in std::fs::read_dir("/proc/self/task").unwrap().flatten() {
+                    let read = |file| std::fs::read_to_string(task.path().join(file)).ok();
+                    // A thread that is gone keeps what it had at the last look.
+                    if let (Some(name), Some(stat)) = (read("comm"), read("schedstat")) {
+                        let ns: f64 = stat.split(' ').next().unwrap().parse().unwrap();
+                        let of_name = times.entry(name.trim().to_owned()).or_default();
+                        of_name.insert(task.path(), ns / 1e3);
+                    }
+                }
+                std::thread::sleep(LOOK_EVERY);
+            }
+            times
+        });
+        Self {
+            over,
+            watcher: watcher.unwrap(),
+        }
+    }
+
+    /// CPU of all threads called `name` together, µs, for each name.
+    pub fn end(self) -> BTreeMap<String, f64> {
+        self.over.store(true, Ordering::Relaxed);
+        let times = self.watcher.join().unwrap();
+        let sum =
+            |(name, of_name): (String, BTreeMap<PathBuf, f64>)| (name, of_name.values().sum());
+        times.into_iter().map(sum).collect()
+    }
 }
 
 /// Body of request `number`.

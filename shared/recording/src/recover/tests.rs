@@ -68,7 +68,7 @@ fn log() -> &'static Log {
                     batch,
                 });
             }
-            wal.append(FIRST_SEQ, &commit).unwrap();
+            wal.append(FIRST_SEQ, &commit, || {}).unwrap();
             rows.extend(commit);
         }
         let bytes = std::fs::read(wal.path(FIRST_SEQ)).unwrap();
