@@ -4,6 +4,7 @@
 //! [`cli`] and [`workload`] are what the user typed, [`config`] and [`source`] what
 //! it means, [`load`] the run.
 
+pub mod accepted;
 mod apis;
 pub mod cli;
 pub mod config;

@@ -1,5 +1,6 @@
 //! The run around the pacer: recording, telemetry, probe, progress, seal.
 
+use std::num::NonZeroU64;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +18,7 @@ use tapedeck_recording::{
 };
 
 use crate::args::{ConnectionArgs, OutputArgs};
+use crate::debug;
 use crate::manifest::{Described, attempts_json, describe};
 use crate::output::{Outcome, failure_text};
 use crate::progress::Progress;
@@ -44,8 +46,18 @@ pub struct Harness<'a> {
     pub privacy: Privacy,
     /// Recorded beside the client's own samples.
     pub sampling: Sampling,
-    /// No progress bar.
-    pub quiet: bool,
+    pub log: Log,
+}
+
+/// What a run says while it goes on, on stderr.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Log {
+    /// A progress bar, where stderr is a terminal.
+    pub bar: bool,
+    /// A line whenever so many more requests have ended.
+    pub every: Option<NonZeroU64>,
+    /// All rows as they are written.
+    pub debug: bool,
 }
 
 impl<'a> Harness<'a> {
@@ -73,7 +85,12 @@ impl<'a> Harness<'a> {
             writer: writer_options(output),
             privacy: requests::privacy(&output.privacy, seeded.tokenizer_path)?,
             sampling,
-            quiet: output.no_progress || output.json,
+            log: Log {
+                // Lines that come between would tear it apart.
+                bar: !(output.no_progress || output.json || output.debug),
+                every: output.log_every_n_query,
+                debug: output.debug,
+            },
         })
     }
 }
@@ -165,7 +182,10 @@ impl Harness<'_> {
             settings.insert("attempts".into(), attempts_json(&self.attempts));
         }
         self.sampling.describe(&mut manifest.settings);
-        let scrubber = Scrubber::new(&run.privacy);
+        let mut scrubber = Scrubber::new(&run.privacy);
+        if self.log.debug {
+            scrubber = scrubber.watched(debug::print);
+        }
         let writer = Writer::create_scrubbed(dir, manifest, self.writer, scrubber)?;
         let result = run.drive(plan, &writer.sink(), arrivals);
         let sealed = writer.finish();
@@ -222,7 +242,7 @@ impl Run<'_> {
         let workers = self.warm_workers(&spec)?;
         self.mark(sink, "phase_begin", &json!({"phase": "measure"}));
         telemetry.sample_now();
-        let progress = Progress::start(Arc::clone(&self.gauges), plan.number, self.harness.quiet);
+        let progress = Progress::start(Arc::clone(&self.gauges), plan.number, self.harness.log);
         let start_ns = self.clock.now_ns() + LEAD_NS;
         spec.start_ns = start_ns;
         let duration_ns = plan.duration.map(|d| i64::try_from(d.as_nanos()));

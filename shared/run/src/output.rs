@@ -31,7 +31,7 @@ pub fn root(output: &OutputArgs, command: &str) -> Result<PathBuf> {
     let root = output
         .out
         .clone()
-        .unwrap_or_else(|| default_out(&output.name_or(command)));
+        .unwrap_or_else(|| default_out(output, command));
     if root.exists() && (!root.is_dir() || root.read_dir()?.next().is_some()) {
         bail!(
             "--out {} is not an empty folder\nhint: choose another, recordings are never overwritten",
@@ -48,8 +48,13 @@ pub fn content_hash(requests: &[Arc<PreparedRequest>]) -> String {
     body_hash(hashes.collect::<String>().as_bytes())
 }
 
-fn default_out(name: &str) -> PathBuf {
-    PathBuf::from("recordings").join(folder_name(name))
+fn default_out(output: &OutputArgs, command: &str) -> PathBuf {
+    let parent = output.result_dir.clone();
+    let folder = match &output.result_filename {
+        Some(name) => safe_name(name.strip_suffix(".json").unwrap_or(name)),
+        None => folder_name(&output.name_or(command)),
+    };
+    parent.unwrap_or_else(|| "recordings".into()).join(folder)
 }
 
 /// `<utc>-<name>`, with nothing in it that a file name cannot bear.

@@ -99,6 +99,10 @@ pub fn body_options(body: &BodyArgs, model: Option<String>) -> Result<BodyOption
     if body.use_beam_search {
         set("use_beam_search", json!(true));
     }
+    if let Some(alternatives) = body.logprobs {
+        set("logprobs", alternatives.map_or(json!(true), |n| json!(n)));
+    }
+    set("top_logprobs", json!(body.top_logprobs));
     if !body.stop_token_ids.is_empty() {
         set("stop_token_ids", json!(body.stop_token_ids));
     }
@@ -454,7 +458,7 @@ mod tests {
             ("--url http://h/own", "tgi", "/own", "/own"),
         ] {
             let args = target(line);
-            let url = endpoint(&args.url, &args, api(name)).unwrap();
+            let url = endpoint(&args.address(), &args, api(name)).unwrap();
             let builder = RequestBuilder::new(&url, "h", &args, api(name)).unwrap();
             let path = |stream| builder.prepared(Bytes::new(), None, stream, None).url_path;
             assert_eq!((&*path(true), &*path(false)), (streamed, whole), "{line}");
