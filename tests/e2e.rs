@@ -22,6 +22,7 @@ mod format;
 mod fuzz_seeds;
 mod metrics;
 mod oracle;
+mod other_tools;
 mod privacy;
 mod proxy;
 mod proxy_fault_table;

@@ -64,6 +64,8 @@ fn response(row: &ResponseRow) -> String {
     let finish = row.finish_reason.as_ref().map(|f| format!(", finish {f}"));
     let error = row.error.as_ref();
     let error = error.map(|e| format!(", error {}", shown(e.as_bytes(), CHUNK_CHARS)));
+    // A stream's body was shown chunk by chunk.
+    let bytes = if chunks == 0 { row.body_bytes } else { 0 };
     format!(
         "{at} < request {id}.{attempt} {}{}, {chunks} chunks{}{}{}\n{}",
         row.outcome.as_str(),
@@ -71,7 +73,7 @@ fn response(row: &ResponseRow) -> String {
         finish.unwrap_or_default(),
         error.unwrap_or_default(),
         headers(row.headers.as_ref()),
-        body(row.body.as_deref(), row.body_bytes),
+        body(row.body.as_deref(), bytes),
     )
 }
 

@@ -50,11 +50,23 @@ pub fn content_hash(requests: &[Arc<PreparedRequest>]) -> String {
 
 fn default_out(output: &OutputArgs, command: &str) -> PathBuf {
     let parent = output.result_dir.clone();
-    let folder = match &output.result_filename {
-        Some(name) => safe_name(name.strip_suffix(".json").unwrap_or(name)),
-        None => folder_name(&output.name_or(command)),
-    };
-    parent.unwrap_or_else(|| "recordings".into()).join(folder)
+    let parent = parent.unwrap_or_else(|| "recordings".into());
+    match &output.result_filename {
+        Some(name) => parent.join(safe_name(name.strip_suffix(".json").unwrap_or(name))),
+        None => new_folder(&parent, &output.name_or(command)),
+    }
+}
+
+/// [`folder_name`] in `root`, with a number where the folder is there already:
+/// several recordings may begin in one second.
+#[must_use]
+pub fn new_folder(root: &Path, name: &str) -> PathBuf {
+    let folder = folder_name(name);
+    let numbered = (1..).map(|n| root.join(format!("{folder}.{n}")));
+    let mut free = std::iter::once(root.join(&folder))
+        .chain(numbered)
+        .skip_while(|path| path.exists());
+    free.next().unwrap_or_else(|| root.join(folder))
 }
 
 /// `<utc>-<name>`, with nothing in it that a file name cannot bear.
