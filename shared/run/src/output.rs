@@ -208,6 +208,20 @@ mod tests {
     use super::*;
 
     #[test]
+    fn recordings_of_one_second_have_folders_of_their_own() {
+        let root = std::env::temp_dir().join(format!("tapedeck-folders-{}", std::process::id()));
+        let made: std::collections::BTreeSet<PathBuf> = (0..3)
+            .map(|_| {
+                let folder = new_folder(&root, "x");
+                std::fs::create_dir_all(&folder).unwrap();
+                folder
+            })
+            .collect();
+        std::fs::remove_dir_all(&root).unwrap();
+        assert_eq!(made.len(), 3);
+    }
+
+    #[test]
     fn a_folder_tells_whose_it_is() {
         let folder = folder_name("my proxy");
         assert!(is_folder_name(&folder, "my proxy"));

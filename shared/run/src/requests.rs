@@ -435,6 +435,44 @@ mod tests {
     }
 
     #[test]
+    fn a_server_is_a_url_or_a_host_and_a_port() {
+        for (line, address) in [
+            ("--url sim:", "sim:"),
+            ("--server-url http://h:1/x", "http://h:1/x"),
+            ("--host h", "http://h:8000"),
+            ("--port 9", "http://localhost:9"),
+            ("--host ::1 --port 9", "http://[::1]:9"),
+        ] {
+            assert_eq!(target(line).address(), address);
+        }
+        for line in ["", "--url u --host h"] {
+            let words = std::iter::once("x").chain(line.split_whitespace());
+            assert!(Line::try_parse_from(words).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn log_probabilities_are_a_flag_or_a_number() {
+        #[derive(Parser)]
+        struct Bodies {
+            #[command(flatten)]
+            body: BodyArgs,
+        }
+        for (line, logprobs, top) in [
+            ("", Value::Null, Value::Null),
+            ("--logprobs", json!(true), Value::Null),
+            ("--logprobs 5", json!(5), Value::Null),
+            ("--logprobs --top-logprobs 2", json!(true), json!(2)),
+        ] {
+            let words = std::iter::once("x").chain(line.split_whitespace());
+            let args = Bodies::try_parse_from(words).unwrap().body;
+            let fields = body_options(&args, None).unwrap().fields;
+            let field = |name: &str| fields.get(name).cloned().unwrap_or_default();
+            assert_eq!((field("logprobs"), field("top_logprobs")), (logprobs, top));
+        }
+    }
+
+    #[test]
     fn the_apis_path_is_appended_where_the_url_has_none() {
         for (url, path) in [
             ("http://h", "/v1/chat/completions"),
