@@ -24,6 +24,7 @@ mod grpc;
 mod load_shapes;
 mod metrics;
 mod oracle;
+mod other_tools;
 mod privacy;
 mod proxy;
 mod proxy_fault_table;

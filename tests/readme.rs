@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::support::programs::{program, run};
+use crate::support::programs::{program, run, words};
 
 const README: &str = include_str!("../README.md");
 
@@ -18,22 +18,6 @@ fn commands() -> Vec<String> {
         commands.extend(lines.map(str::to_owned));
     }
     commands
-}
-
-/// Splits as a shell does, as far as the README goes: quotes, no expansion.
-fn words(command: &str) -> Vec<String> {
-    let mut words = vec![String::new()];
-    let mut quote = None;
-    for c in command.chars() {
-        match (quote, c) {
-            (None, '\'' | '"') => quote = Some(c),
-            (Some(open), c) if c == open => quote = None,
-            (None, ' ') => words.push(String::new()),
-            (_, c) => words.last_mut().unwrap().push(c),
-        }
-    }
-    words.retain(|w| !w.is_empty());
-    words
 }
 
 /// The program and arguments of `cargo run … --bin NAME -- ARGUMENTS` or of

@@ -93,6 +93,7 @@ const VIEWS: &[(&str, &str)] = sql_files![
     "3_summary/schedule_lag.sql",
     "3_summary/server_summary.sql",
     "3_summary/server_vs_client.sql",
+    "3_summary/speed_benchmark.sql",
     "3_summary/steady_state.sql",
     "3_summary/throughput.sql",
     "3_summary/timeline.sql",

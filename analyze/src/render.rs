@@ -5,7 +5,7 @@ use comfy_table::{CellAlignment, ContentArrangement, Table};
 
 use crate::parameters::percentile_name;
 use crate::peer::Profile;
-use crate::report::{Absent, RecordingReport, Report};
+use crate::report::{Absent, RecordingReport, Report, Speed};
 
 /// How a report is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -113,6 +113,7 @@ impl Report {
                 None => self.summary(recording),
             });
             blocks.push(percentiles(recording, shown));
+            blocks.extend(speed(recording));
             blocks.extend(absent(recording));
             blocks.extend(failures(recording));
         }
@@ -328,6 +329,31 @@ fn percentiles(recording: &RecordingReport, shown: &[f64]) -> Block {
         rows: rows.collect(),
         numbers_from: 1,
     }
+}
+
+/// The table that EvalScope's speed benchmark ends with.
+fn speed(recording: &RecordingReport) -> Option<Block> {
+    let row = |s: &Speed| {
+        let tokens = s.input_tokens.map(|n| n.to_string());
+        vec![
+            tokens.unwrap_or_else(|| "-".to_owned()),
+            s.requests.to_string(),
+            number(s.output_tokens_per_s, 2),
+            number(s.gpu_memory_gib, 2),
+        ]
+    };
+    let rows: Vec<Vec<String>> = recording.speed.iter().map(row).collect();
+    (!rows.is_empty()).then_some(Block::Table {
+        heading: "Speed benchmark",
+        header: vec![
+            "Input tokens",
+            "Requests",
+            "Speed (tok/s)",
+            "GPU memory (GiB)",
+        ],
+        rows,
+        numbers_from: 0,
+    })
 }
 
 /// Why the tool has no number where the tables above have a dash.

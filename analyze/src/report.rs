@@ -133,6 +133,15 @@ pub struct Fidelity {
     pub offset_error_ms_max: f64,
 }
 
+/// One row of `speed_benchmark`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Speed {
+    pub input_tokens: Option<i64>,
+    pub requests: u64,
+    pub output_tokens_per_s: Option<f64>,
+    pub gpu_memory_gib: Option<f64>,
+}
+
 /// The report on one recording.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RecordingReport {
@@ -155,6 +164,8 @@ pub struct RecordingReport {
     pub absent: Vec<Absent>,
     /// `None` for a closed loop.
     pub fidelity: Option<Fidelity>,
+    /// Of a workload `speed_benchmark`, shortest prompts first.
+    pub speed: Vec<Speed>,
 }
 
 impl RecordingReport {
@@ -198,6 +209,9 @@ impl Report {
                 "duration_s": r.duration_s,
                 "metrics": r.metrics,
             });
+            if !r.speed.is_empty() {
+                recording["speed_benchmark"] = serde_json::json!(r.speed);
+            }
             if self.options.profile.is_some() {
                 recording["absent"] = serde_json::json!(r.absent);
             }
@@ -321,6 +335,17 @@ SELECT
 FROM schedule_fidelity
 WHERE scheduled > 0";
 
+const SPEED: &str = "
+SELECT recording_id, input_tokens, requests, output_tokens_per_s, gpu_memory_gib
+FROM speed_benchmark
+ORDER BY recording_id, input_tokens";
+
+/// EvalScope's speed benchmark ends with a table of its own.
+fn is_speed_benchmark(recording: &Recording) -> bool {
+    let workload = recording.manifest.workload.as_ref();
+    workload.is_some_and(|workload| workload.kind.starts_with("speed_benchmark"))
+}
+
 #[derive(Deserialize)]
 struct OfRecording<T> {
     recording_id: String,
@@ -350,6 +375,7 @@ struct Facts {
     failures: ByRecording<Failure>,
     absent: ByRecording<Absent>,
     fidelity: ByRecording<Fidelity>,
+    speed: ByRecording<Speed>,
 }
 
 impl Facts {
@@ -375,6 +401,10 @@ impl Facts {
             health: by_recording(session, HEALTH).await?,
             failures: by_recording(session, FAILURES).await?,
             fidelity: by_recording(session, FIDELITY).await?,
+            speed: match session.recordings().iter().any(is_speed_benchmark) {
+                true => by_recording(session, SPEED).await?,
+                false => ByRecording::new(),
+            },
         })
     }
 
@@ -403,6 +433,10 @@ impl Facts {
             failures: self.failures.remove(id).unwrap_or_default(),
             absent: self.absent.remove(id).unwrap_or_default(),
             fidelity: self.fidelity.remove(id).and_then(|mut rows| rows.pop()),
+            speed: match is_speed_benchmark(recording) {
+                true => self.speed.remove(id).unwrap_or_default(),
+                false => Vec::new(),
+            },
         }
     }
 }

@@ -77,12 +77,12 @@ const OPEN_LOOP: &str = "open_loop";
 pub struct ShapeArgs {
     /// Requests in flight at most; without --rate a closed loop. Several values
     /// make a sweep.
-    #[arg(long, alias = "max-concurrency", value_name = "N", num_args = 1.., value_parser = clap::value_parser!(u32).range(1..=MAX_PARALLEL))]
+    #[arg(long, aliases = ["max-concurrency", "num-clients", "num-threads", "num-concurrent-requests", "concurrency"], value_name = "N", num_args = 1.., value_parser = clap::value_parser!(u32).range(1..=MAX_PARALLEL))]
     pub parallel: Vec<u32>,
     /// Requests to send; default: the data set's size (random: 1000), 100 for
     /// --prompt, no end with --duration. A smaller data set is sent again and
     /// again. With --num-turns, sessions to begin.
-    #[arg(long, alias = "num-prompts", value_name = "N", num_args = 1.., value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(short = 'n', long, aliases = ["num-prompts", "max-num-completed-requests", "request-count", "max-requests"], value_name = "N", num_args = 1.., value_parser = clap::value_parser!(u64).range(1..))]
     pub number: Vec<u64>,
     /// Arrivals per second, an open loop; -1 or inf sends all at once.
     #[arg(long, alias = "request-rate", value_name = "R", num_args = 1.., value_parser = parse_rate, allow_negative_numbers = true, group = OPEN_LOOP)]
@@ -102,7 +102,7 @@ pub struct ShapeArgs {
     pub burstiness: f64,
     /// Stop sending after this long (10s, 5m, 1h), counted from the end of the
     /// warm-up.
-    #[arg(long, alias = "stop-time", value_name = "D", value_parser = parse_duration)]
+    #[arg(long, aliases = ["stop-time", "benchmark-duration", "max-seconds"], value_name = "D", value_parser = parse_duration)]
     pub duration: Option<Duration>,
     #[command(flatten)]
     pub clients: ClientArgs,

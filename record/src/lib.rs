@@ -4,6 +4,7 @@
 //! [`cli`], [`shape`] and [`workload`] are what the user typed, [`config`] and
 //! [`source`] what it means, [`arrivals`] what is sent when, [`load`] the run.
 
+pub mod accepted;
 mod apis;
 pub mod arrivals;
 pub mod cli;

@@ -249,7 +249,7 @@ impl Load<'_> {
 
     /// Labels of the user's, and which repetition it is unless they say so.
     fn labels(&self, level: &Level) -> BTreeMap<String, String> {
-        let mut labels: BTreeMap<_, _> = self.args.output.labels.iter().cloned().collect();
+        let mut labels = self.args.output.all_labels();
         if let Some(repeat) = level.repeat {
             let label = labels.entry("repeat".to_owned());
             label.or_insert_with(|| repeat.to_string());

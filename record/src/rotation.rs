@@ -1,6 +1,6 @@
 //! The recordings of one proxy, one after the other.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -13,7 +13,7 @@ use tapedeck_recording::{
     DiskError, EventBatch, MarkRow, Privacy, Scrubber, SegmentLimits, Sink, Writer, WriterOptions,
 };
 use tapedeck_run::manifest::{Described, describe};
-use tapedeck_run::output::folder_name;
+use tapedeck_run::output::new_folder;
 use tapedeck_run::sampling::{Samplers, Sampling};
 use tapedeck_run::signals;
 
@@ -109,16 +109,6 @@ impl Recordings<'_> {
         open.mark("phase_begin");
         Ok(open)
     }
-}
-
-/// A folder that is not there yet: several rotations may fall into one second.
-fn new_folder(root: &Path, name: &str) -> PathBuf {
-    let folder = folder_name(name);
-    let numbered = (1..).map(|n| root.join(format!("{folder}.{n}")));
-    let mut free = std::iter::once(root.join(&folder))
-        .chain(numbered)
-        .skip_while(|path| path.exists());
-    free.next().unwrap_or_else(|| root.join(folder))
 }
 
 impl Open {

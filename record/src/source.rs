@@ -1,18 +1,23 @@
 //! What is to be sent: which data set, whose flags, from where.
 
+mod describe;
+mod refuse;
+
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
-use serde_json::{Map, Value, json};
 use tapedeck_run::hub::{self, Fetched, HubOptions, Kind, Reference};
 use tapedeck_workload::dataset::{
-    self, CountedBy, DatasetSpec, Loaded, PrefixGroups, RandomLengths, TableColumns,
+    self, DatasetSpec, Loaded, PrefixGroups, RandomLengths, TableColumns,
 };
 use tapedeck_workload::dialogue::Replies;
 use tapedeck_workload::{Item, PromptLengths, Shaping, SonnetLengths, command, prompts};
 
+use self::refuse::refuse_strangers;
 use crate::cli::LoadArgs;
 use crate::workload::{Dataset, MadeArgs, WorkloadArgs};
+
+pub use describe::dataset_json;
 
 /// The data set of a load.
 #[derive(Debug)]
@@ -41,6 +46,9 @@ const PREFIX_GROUPS: u32 = 10;
 /// When the data set is missing, unreadable or holds nothing that may be sent.
 pub fn source(args: &LoadArgs) -> Result<Source> {
     let workload = &args.workload;
+    for warning in workload.accepted.warnings() {
+        eprintln!("{warning}");
+    }
     let named = named(workload)?;
     refuse_strangers(workload, named)?;
     let (tokenizer_path, tokenizer_hub) = tokenizer(args)?;
@@ -318,192 +326,6 @@ fn expect_replies(loaded: &Loaded) -> Result<()> {
 
 fn is_random(dataset: Dataset) -> bool {
     matches!(dataset, Dataset::Random | Dataset::Prefix)
-}
-
-/// Flags that would say nothing to the data set are an error, not a surprise.
-fn refuse_strangers(workload: &WorkloadArgs, named: Option<Dataset>) -> Result<()> {
-    use Dataset::{LongAlpaca, OpenQa, Prefix, Random, ShareGpt, Sonnet, Table};
-    let (made, columns) = (&workload.made, &workload.columns);
-    const MADE: &[Dataset] = &[Random, Prefix, Sonnet];
-    const TABLES: &[Dataset] = &[Table, OpenQa, LongAlpaca];
-    for (flag, is_set, takers, hint) in [
-        ("--input-tokens", made.input_tokens.is_some(), MADE, ""),
-        (
-            "--output-tokens",
-            made.output_tokens.is_some(),
-            &[Random, Prefix, Sonnet, ShareGpt][..],
-            "\nhint: the output limit is --max-tokens",
-        ),
-        (
-            "--random-range-ratio",
-            made.random_range_ratio.is_some(),
-            &[Random, Prefix],
-            "",
-        ),
-        ("--prefix-length", made.prefix_length.is_some(), MADE, ""),
-        (
-            "--prefix-groups",
-            made.prefix_groups.is_some(),
-            &[Prefix],
-            "",
-        ),
-        (
-            "--group-prompts",
-            made.group_prompts.is_some(),
-            &[Prefix],
-            "",
-        ),
-        (
-            "--prompt-column",
-            columns.prompt_column.is_some(),
-            TABLES,
-            "",
-        ),
-        (
-            "--output-length-column",
-            columns.output_length_column.is_some(),
-            TABLES,
-            "",
-        ),
-        (
-            "--session-column",
-            columns.session_column.is_some(),
-            TABLES,
-            "",
-        ),
-        ("--reply-column", columns.reply_column.is_some(), TABLES, ""),
-        ("--image-column", columns.image_column.is_some(), TABLES, ""),
-    ] {
-        if is_set && !named.is_some_and(|named| takers.contains(&named)) {
-            let names: Vec<&str> = takers.iter().map(|taker| taker.as_str()).collect();
-            bail!("{flag} is for --dataset {}{hint}", names.join(", "));
-        }
-    }
-    named.map_or(Ok(()), |named| refuse_file_flags(workload, named))
-}
-
-/// Prompts that are made have no file, and random ones their own lengths.
-fn refuse_file_flags(workload: &WorkloadArgs, named: Dataset) -> Result<()> {
-    let lengths = &workload.lengths;
-    let needs_no_file =
-        is_random(named) || matches!(named, Dataset::SpeedBenchmark | Dataset::SpeedBenchmarkLong);
-    let has_file = workload.dataset_path.is_some() || workload.dataset_command.is_some();
-    if needs_no_file && has_file {
-        bail!("--dataset-path is not for --dataset {}", named.as_str());
-    }
-    for (flag, is_set) in [
-        ("--min-prompt-chars", lengths.min_prompt_chars.is_some()),
-        ("--max-prompt-chars", lengths.max_prompt_chars.is_some()),
-        ("--min-prompt-tokens", lengths.min_prompt_tokens.is_some()),
-        ("--max-prompt-tokens", lengths.max_prompt_tokens.is_some()),
-    ] {
-        if is_set && is_random(named) {
-            bail!(
-                "{flag} is not for --dataset {}\nhint: its lengths are --input-tokens and --random-range-ratio, or --min/max-prompt-length",
-                named.as_str()
-            );
-        }
-    }
-    Ok(())
-}
-
-/// What the settings of a manifest say about the data set.
-#[must_use]
-pub fn dataset_json(source: &Source, workload: &WorkloadArgs) -> Value {
-    let loaded = &source.loaded;
-    let spec = &source.spec;
-    let left_out = loaded.left_out.iter();
-    let left_out: Map<String, Value> = left_out
-        .map(|(reason, n)| (reason.as_str().to_owned(), json!(n)))
-        .collect();
-    let (counted_by, tokenizer) = match &loaded.counted_by {
-        CountedBy::Nobody => (None, None),
-        CountedBy::Estimate => (Some("estimate"), None),
-        CountedBy::Tokenizer { path, content_hash } => (
-            Some("tokenizer"),
-            Some(json!({
-                "path": path,
-                "content_hash": content_hash,
-                "hub": hub_json(source.tokenizer_hub.as_ref()),
-            })),
-        ),
-    };
-    let lengths = &spec.lengths;
-    let columns = match &spec.source {
-        dataset::Source::Table { columns, .. } => Some(columns),
-        _ => None,
-    };
-    json!({
-        "source_hash": loaded.source_hash,
-        "records": loaded.records,
-        "prompts": loaded.prompts.len(),
-        "left_out": left_out,
-        "unused": loaded.unused,
-        "lost": loaded.lost,
-        "tokens_counted_by": counted_by,
-        "tokenizer": tokenizer,
-        "hub": hub_json(source.hub.as_ref()),
-        "prompt_column": columns.map(|c| &c.prompt),
-        "output_length_column": columns.map(|c| &c.output_length),
-        "session_column": columns.map(|c| &c.session),
-        "reply_column": columns.map(|c| &c.reply),
-        "image_column": columns.map(|c| &c.image),
-        "min_prompt_chars": lengths.min_chars,
-        "max_prompt_chars": lengths.max_chars,
-        "min_prompt_tokens": lengths.min_tokens,
-        "max_prompt_tokens": lengths.max_tokens,
-        "made": made_json(&spec.source),
-        "template": spec.shaping.template.as_str(),
-        "salt": spec.shaping.salt,
-        "images": spec.shaping.images.len(),
-        "sessions": sessions_json(source, workload),
-    })
-}
-
-fn hub_json(fetched: Option<&Fetched>) -> Option<Value> {
-    let fetched = fetched?;
-    Some(json!({"name": fetched.name, "etag": fetched.etag, "commit": fetched.commit}))
-}
-
-fn sessions_json(source: &Source, workload: &WorkloadArgs) -> Option<Value> {
-    let sessions = &workload.sessions;
-    let think = sessions.think_time;
-    let prompts = &source.loaded.prompts;
-    (sessions.num_turns > 1).then(|| {
-        json!({
-            "num_turns": sessions.num_turns,
-            "replies": Replies::from(sessions.multi_turn_replies).as_str(),
-            "think_time_s": [think.low.as_secs_f64(), think.high.as_secs_f64()],
-            "turns": prompts.iter().map(|p| 1 + p.turns.len()).sum::<usize>(),
-        })
-    })
-}
-
-fn made_json(source: &dataset::Source) -> Value {
-    let random = |lengths: &RandomLengths| {
-        json!({
-            "input_tokens": lengths.input_tokens,
-            "input_range": lengths.input_range.map(|(low, high)| [low, high]),
-            "output_tokens": lengths.output_tokens,
-            "range_ratio": lengths.range_ratio,
-            "prefix_tokens": lengths.prefix_tokens,
-        })
-    };
-    match source {
-        dataset::Source::Random(lengths) => random(lengths),
-        dataset::Source::Prefix(groups) => {
-            let mut made = random(&groups.lengths);
-            made["groups"] = groups.groups.into();
-            made["prompts_per_group"] = groups.prompts_per_group.into();
-            made
-        }
-        dataset::Source::Sonnet { lengths, .. } => json!({
-            "input_tokens": lengths.input_tokens,
-            "output_tokens": lengths.output_tokens,
-            "prefix_tokens": lengths.prefix_tokens,
-        }),
-        _ => Value::Null,
-    }
 }
 
 #[cfg(test)]

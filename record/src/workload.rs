@@ -9,6 +9,8 @@ use tapedeck_run::args::parse_duration;
 use tapedeck_workload::dialogue::{Replies, ThinkTime};
 use tapedeck_workload::shaping::Template;
 
+use crate::accepted::AcceptedArgs;
+
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Workload")]
 pub struct WorkloadArgs {
@@ -48,6 +50,8 @@ pub struct WorkloadArgs {
     pub sessions: SessionArgs,
     #[command(flatten)]
     pub hub: HubArgs,
+    #[command(flatten)]
+    pub accepted: AcceptedArgs,
 }
 
 /// Columns of CSV and Parquet, fields of JSON.

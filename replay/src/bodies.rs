@@ -315,7 +315,7 @@ pub fn apis(plan: &Plan) -> Result<BTreeMap<&str, Api>> {
 #[must_use]
 pub fn aimed(target: &TargetArgs, original: &RequestRow, api: Api) -> TargetArgs {
     let mut aimed = target.clone();
-    let bare = Url::parse(&target.url).is_ok_and(|url| url.path() == "/");
+    let bare = Url::parse(&target.address()).is_ok_and(|url| url.path() == "/");
     if bare && aimed.endpoint.is_none() && !api.dialect().serves(&original.url_path) {
         aimed.endpoint = Some(original.url_path.to_string());
     }

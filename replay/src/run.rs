@@ -159,7 +159,7 @@ fn harness_plan(
     harness::Plan {
         described: Described {
             name: args.output.name_or(COMMAND),
-            labels: args.output.labels.iter().cloned().collect(),
+            labels: args.output.all_labels(),
             target: harness.server.shown.clone(),
             settings: settings(&args.source, plan, args, maker, harness),
             workload: Workload {

@@ -109,7 +109,7 @@ impl Case {
     }
 
     /// Each event its own write.
-    fn reply(&self) -> Reply {
+    pub fn reply(&self) -> Reply {
         if !self.is_stream() {
             let answer = whole(self.status, &self.content_type, "", &self.body);
             return vec![Step::Pause(GAP_NS), Step::send(answer)].into();

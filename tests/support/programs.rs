@@ -87,6 +87,22 @@ where
     output.expect("the program starts").into()
 }
 
+/// Splits as a shell does, as far as our pages go: quotes, no expansion.
+pub fn words(command: &str) -> Vec<String> {
+    let mut words = vec![String::new()];
+    let mut quote = None;
+    for c in command.chars() {
+        match (quote, c) {
+            (None, '\'' | '"') => quote = Some(c),
+            (Some(open), c) if c == open => quote = None,
+            (None, ' ') => words.push(String::new()),
+            (_, c) => words.last_mut().unwrap().push(c),
+        }
+    }
+    words.retain(|w| !w.is_empty());
+    words
+}
+
 /// As [`run`], with a line that is split at white space.
 pub fn run_line(name: &str, line: &str) -> Ran {
     run(name, line.split_whitespace())

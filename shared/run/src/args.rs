@@ -1,15 +1,25 @@
 //! Flags that every program which sends requests understands.
 
-use std::path::{Path, PathBuf};
+mod parse;
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU64;
+use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::NonEmptyStringValueParser;
 use clap::{ArgAction, Args, ValueEnum};
 #[cfg(feature = "report")]
 use tapedeck_analyze::Slo;
 use tapedeck_live::CancelAfter;
 use tapedeck_recording::Durability;
 use tapedeck_recording::privacy::Rule;
-use tapedeck_wire::dialect::{Api, Dialect, Template};
+use tapedeck_wire::dialect::Template;
+
+pub use self::parse::{
+    parse_api, parse_durability, parse_duration, parse_object, parse_pair, parse_share,
+};
+use self::parse::{parse_cancel_after, parse_interval, parse_pairs, parse_template};
 
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Target")]
@@ -17,8 +27,14 @@ pub struct TargetArgs {
     /// Server to send to: an http(s) URL, or `sim:` for the embedded simulator,
     /// e.g. `sim:?ttft_ms=200&itl_ms=20&tokens=100&slots=64`. With an empty path
     /// or one ending in /v1 the API's own path is appended.
-    #[arg(long, alias = "base-url")]
-    pub url: String,
+    #[arg(long, aliases = ["base-url", "server-url"], required_unless_present_any = ["host", "port"])]
+    pub url: Option<String>,
+    /// Host of the server, instead of --url; alone, port 8000 of it.
+    #[arg(long, conflicts_with = "url", hide_short_help = true)]
+    pub host: Option<String>,
+    /// Port of the server, instead of --url; alone, that of this machine.
+    #[arg(long, conflicts_with = "url", hide_short_help = true)]
+    pub port: Option<u16>,
     /// Model to ask for; without it the server's first model is used.
     #[arg(long)]
     pub model: Option<String>,
@@ -37,6 +53,26 @@ pub struct TargetArgs {
     /// Accept any certificate.
     #[arg(long)]
     pub insecure: bool,
+}
+
+/// Port of a server that only has a --host: what vLLM and Aphrodite listen on.
+const DEFAULT_PORT: u16 = 8000;
+
+impl TargetArgs {
+    /// The server: `--url`, else of --host and --port.
+    #[must_use]
+    pub fn address(&self) -> String {
+        if let Some(url) = &self.url {
+            return url.clone();
+        }
+        let host = self.host.as_deref().unwrap_or("localhost");
+        let port = self.port.unwrap_or(DEFAULT_PORT);
+        // An address of IPv6 has colons of its own.
+        match host.contains(':') && !host.starts_with('[') {
+            true => format!("http://[{host}]:{port}"),
+            false => format!("http://{host}:{port}"),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Args)]
@@ -80,6 +116,13 @@ pub struct BodyArgs {
     /// Stop sequences.
     #[arg(long, value_name = "TEXT", num_args = 1..)]
     pub stop: Vec<String>,
+    /// Ask for the log probabilities of output tokens; completions APIs take how
+    /// many alternatives to each.
+    #[arg(long, value_name = "N", num_args = 0..=1)]
+    pub logprobs: Option<Option<u32>>,
+    /// Alternatives to each output token that chat APIs tell, with --logprobs.
+    #[arg(long, value_name = "N", requires = "logprobs")]
+    pub top_logprobs: Option<u32>,
     /// Seed of the server's sampling.
     #[arg(long, value_name = "N")]
     pub sampling_seed: Option<i64>,
@@ -99,7 +142,7 @@ pub struct BodyArgs {
     pub query_template: Option<Template>,
     /// JSON object merged into every body, over everything else; objects within it
     /// are filled up, not replaced.
-    #[arg(long, alias = "extra-args", value_name = "JSON", value_parser = parse_object)]
+    #[arg(long, aliases = ["extra-args", "extra-request-body", "additional-sampling-params"], value_name = "JSON", value_parser = parse_object)]
     pub extra_body: Option<serde_json::Map<String, serde_json::Value>>,
 }
 
@@ -192,12 +235,21 @@ pub struct OutputArgs {
     /// Default: recordings/<utc>-<name>.
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
+    /// Folder to make that folder in, instead of `recordings`.
+    #[arg(long, aliases = ["results-dir", "outputs-dir"], value_name = "DIR", conflicts_with = "out")]
+    pub result_dir: Option<PathBuf>,
+    /// Name of that folder, instead of <utc>-<name>; `.json` at its end is left out.
+    #[arg(long, value_name = "NAME", conflicts_with = "out", value_parser = NonEmptyStringValueParser::new())]
+    pub result_filename: Option<String>,
     /// Name of the recording; default: the command's.
     #[arg(long)]
     pub name: Option<String>,
     /// Labels, to tell recordings apart in SQL.
     #[arg(long = "label", value_name = "K=V", value_parser = parse_pair, num_args = 1..)]
     pub labels: Vec<(String, String)>,
+    /// As --label; commas part several, too.
+    #[arg(long, value_name = "K=V", value_parser = parse_pairs, num_args = 1..)]
+    pub metadata: Vec<Pairs>,
     #[command(flatten)]
     pub privacy: PrivacyArgs,
     /// What outlives a crash of what is not sealed yet: `none`, nothing (no
@@ -218,6 +270,15 @@ pub struct OutputArgs {
     /// No progress bar.
     #[arg(long, alias = "disable-tqdm", action = ArgAction::SetTrue)]
     pub no_progress: bool,
+    /// Print a line on stderr whenever N more requests have ended. Approximate, and
+    /// looked at five times a second.
+    #[arg(long, value_name = "N")]
+    pub log_every_n_query: Option<NonZeroU64>,
+    /// Print every request, chunk and answer on stderr as it is recorded: bodies are
+    /// cut short, and what the recording leaves out (credentials, what --content and
+    /// --redact hide) is left out here too. For looking, not for measuring.
+    #[arg(long)]
+    pub debug: bool,
     #[cfg(feature = "report")]
     /// Exit 1 when the verdict on a recording is invalid: its numbers describe the
     /// client, or rows are missing.
@@ -235,7 +296,18 @@ impl OutputArgs {
     pub fn name_or(&self, default: &str) -> String {
         self.name.clone().unwrap_or_else(|| default.to_owned())
     }
+
+    /// Labels of the recording; what is said last holds, --metadata after --label.
+    #[must_use]
+    pub fn all_labels(&self) -> BTreeMap<String, String> {
+        let metadata = self.metadata.iter().flat_map(|Pairs(pairs)| pairs);
+        self.labels.iter().chain(metadata).cloned().collect()
+    }
 }
+
+/// Keys and values of one argument.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pairs(pub Vec<(String, String)>);
 
 /// What is kept of prompts and answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -254,149 +326,6 @@ impl From<Content> for tapedeck_recording::Content {
             Content::Full => Self::Full,
             Content::Hashed => Self::Hashed,
             Content::Lengths => Self::Lengths,
-        }
-    }
-}
-
-/// A built-in API by its name, or a dialect file by its path: what holds a `/` or
-/// ends in `.toml`.
-///
-/// # Errors
-/// When there is no such API, or the file cannot be read or is no dialect.
-pub fn parse_api(text: &str) -> Result<Api, String> {
-    if text.contains('/') || text.ends_with(".toml") {
-        let path = Path::new(text);
-        let toml = std::fs::read_to_string(path).map_err(|e| format!("cannot be read: {e}"))?;
-        let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-        let dialect = Dialect::parse(&toml, text, &stem).map_err(|e| e.to_string())?;
-        return Ok(Api::of(dialect));
-    }
-    if text == "openai" {
-        return Err(
-            "stands for chat in some tools and for completions in others: say openai-chat or openai-completions"
-                .to_owned(),
-        );
-    }
-    Api::from_word(text).ok_or_else(|| {
-        let names: Vec<&str> = Api::built_in().map(|row| row.name).collect();
-        format!(
-            "known: {}; or the path of a dialect file (`record apis` describes them)",
-            names.join(", ")
-        )
-    })
-}
-
-/// `--query-template`: JSON, or @FILE with it.
-fn parse_template(text: &str) -> Result<Template, String> {
-    let json = match text.strip_prefix('@') {
-        Some(path) => std::fs::read_to_string(path).map_err(|e| format!("{path}: {e}"))?,
-        None => text.to_owned(),
-    };
-    json.parse()
-}
-
-/// # Errors
-/// For a word that is none of [`Durability`].
-pub fn parse_durability(text: &str) -> Result<Durability, String> {
-    Durability::from_word(text).ok_or_else(|| "known: none, interval, batch".to_owned())
-}
-
-/// A share, from 0 to 1.
-///
-/// # Errors
-/// For anything else.
-pub fn parse_share(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(share) if (0.0..=1.0).contains(&share) => Ok(share),
-        _ => Err("expected a number from 0 to 1".to_owned()),
-    }
-}
-
-/// `20chunks`, or a duration.
-fn parse_cancel_after(text: &str) -> Result<CancelAfter, String> {
-    let Some(number) = text.strip_suffix("chunks").or(text.strip_suffix("chunk")) else {
-        return parse_duration(text).map(CancelAfter::Time);
-    };
-    match number.trim().parse() {
-        Ok(chunks @ 1..) => Ok(CancelAfter::Chunks(chunks)),
-        _ => Err("expected a number of chunks such as 20chunks".to_owned()),
-    }
-}
-
-/// `KEY=VALUE`.
-///
-/// # Errors
-/// When there is no `=` or no key.
-pub fn parse_pair(text: &str) -> Result<(String, String), String> {
-    let (key, value) = text.split_once('=').ok_or("expected KEY=VALUE")?;
-    let key = key.trim();
-    if key.is_empty() {
-        return Err("expected KEY=VALUE, the key is empty".to_owned());
-    }
-    Ok((key.to_owned(), value.to_owned()))
-}
-
-/// `1.5` or `1.5s` are seconds; `ms`, `m` and `h` are understood.
-pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    let split = text
-        .find(|c: char| !c.is_ascii_digit() && c != '.')
-        .unwrap_or(text.len());
-    let (number, unit) = text.split_at(split);
-    let number: f64 = number
-        .parse()
-        .map_err(|_| "expected a duration such as 500ms, 10s, 5m".to_owned())?;
-    let seconds = match unit {
-        "ms" => number / 1e3,
-        "" | "s" => number,
-        "m" => number * 60.0,
-        "h" => number * 3600.0,
-        "d" => number * 86_400.0,
-        other => return Err(format!("unit {other:?} is not ms, s, m, h or d")),
-    };
-    match Duration::try_from_secs_f64(seconds) {
-        Ok(duration) if !duration.is_zero() => Ok(duration),
-        _ => Err("expected a duration above zero".to_owned()),
-    }
-}
-
-/// A scrape costs a server work, and thousands of rows may come of it.
-const LEAST_INTERVAL: Duration = Duration::from_millis(100);
-
-fn parse_interval(text: &str) -> Result<Duration, String> {
-    let interval = parse_duration(text)?;
-    if interval < LEAST_INTERVAL {
-        return Err("at least 100ms".to_owned());
-    }
-    Ok(interval)
-}
-
-pub fn parse_object(text: &str) -> Result<serde_json::Map<String, serde_json::Value>, String> {
-    serde_json::from_str(text).map_err(|e| format!("expected a JSON object: {e}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn cancelling_is_by_time_or_by_chunks() {
-        let time = |ms| Ok(CancelAfter::Time(Duration::from_millis(ms)));
-        assert_eq!(parse_cancel_after("500ms"), time(500));
-        assert_eq!(parse_cancel_after("2"), time(2000));
-        assert_eq!(parse_cancel_after("20chunks"), Ok(CancelAfter::Chunks(20)));
-        assert_eq!(parse_cancel_after("1chunk"), Ok(CancelAfter::Chunks(1)));
-        for bad in ["0chunks", "chunks", "-1chunks", "0ms", "soon"] {
-            assert!(parse_cancel_after(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn durations_have_units_and_are_above_zero() {
-        assert_eq!(parse_duration("250ms"), Ok(Duration::from_millis(250)));
-        assert_eq!(parse_duration("1.5"), Ok(Duration::from_millis(1500)));
-        assert_eq!(parse_duration("2m"), Ok(Duration::from_secs(120)));
-        for bad in ["", "0", "-1s", "5 parsecs", "1e9h"] {
-            assert!(parse_duration(bad).is_err(), "{bad}");
         }
     }
 }

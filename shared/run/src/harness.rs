@@ -1,6 +1,7 @@
 //! The run around the pacer: recording, telemetry, probe, progress, seal.
 
 use std::cell::Cell;
+use std::num::NonZeroU64;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +19,7 @@ use tapedeck_recording::{
 };
 
 use crate::args::{ConnectionArgs, OutputArgs};
+use crate::debug;
 use crate::manifest::{Described, attempts_json, describe};
 use crate::output::{Outcome, failure_text};
 use crate::phases::{Phases, WarmUp, as_ns};
@@ -46,8 +48,18 @@ pub struct Harness<'a> {
     pub privacy: Privacy,
     /// Recorded beside the client's own samples.
     pub sampling: Sampling,
-    /// No progress bar.
-    pub quiet: bool,
+    pub log: Log,
+}
+
+/// What a run says while it goes on, on stderr.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Log {
+    /// A progress bar, where stderr is a terminal.
+    pub bar: bool,
+    /// A line whenever so many more requests have ended.
+    pub every: Option<NonZeroU64>,
+    /// All rows as they are written.
+    pub debug: bool,
 }
 
 impl<'a> Harness<'a> {
@@ -75,7 +87,12 @@ impl<'a> Harness<'a> {
             writer: writer_options(output),
             privacy: requests::privacy(&output.privacy, seeded.tokenizer_path)?,
             sampling,
-            quiet: output.no_progress || output.json,
+            log: Log {
+                // Lines that come between would tear it apart.
+                bar: !(output.no_progress || output.json || output.debug),
+                every: output.log_every_n_query,
+                debug: output.debug,
+            },
         })
     }
 }
@@ -176,7 +193,10 @@ impl Harness<'_> {
             settings.insert("attempts".into(), attempts_json(&self.attempts));
         }
         self.sampling.describe(&mut manifest.settings);
-        let scrubber = Scrubber::new(&run.privacy);
+        let mut scrubber = Scrubber::new(&run.privacy);
+        if self.log.debug {
+            scrubber = scrubber.watched(debug::print);
+        }
         let writer = Writer::create_scrubbed(dir, manifest, self.writer, scrubber)?;
         let result = run.drive(plan, &writer.sink(), warmup, arrivals);
         let sealed = writer.finish();
@@ -234,7 +254,7 @@ impl Run<'_> {
         spec.parallel = plan.parallel;
         let workers = self.warm_workers(&spec)?;
         telemetry.sample_now();
-        let progress = Progress::start(Arc::clone(&self.gauges), plan.number, self.harness.quiet);
+        let progress = Progress::start(Arc::clone(&self.gauges), plan.number, self.harness.log);
         let start_ns = self.clock.now_ns() + LEAD_NS;
         spec.start_ns = start_ns;
         let phase = Cell::new(Phase::Measure);

@@ -5,6 +5,7 @@
 //! makes a recording of them.
 
 pub mod args;
+mod debug;
 pub mod dialogue;
 mod discover;
 mod download;

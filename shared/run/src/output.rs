@@ -31,7 +31,7 @@ pub fn root(output: &OutputArgs, command: &str) -> Result<PathBuf> {
     let root = output
         .out
         .clone()
-        .unwrap_or_else(|| default_out(&output.name_or(command)));
+        .unwrap_or_else(|| default_out(output, command));
     if root.exists() && (!root.is_dir() || root.read_dir()?.next().is_some()) {
         bail!(
             "--out {} is not an empty folder\nhint: choose another, recordings are never overwritten",
@@ -48,8 +48,25 @@ pub fn content_hash(requests: &[Arc<PreparedRequest>]) -> String {
     body_hash(hashes.collect::<String>().as_bytes())
 }
 
-fn default_out(name: &str) -> PathBuf {
-    PathBuf::from("recordings").join(folder_name(name))
+fn default_out(output: &OutputArgs, command: &str) -> PathBuf {
+    let parent = output.result_dir.clone();
+    let parent = parent.unwrap_or_else(|| "recordings".into());
+    match &output.result_filename {
+        Some(name) => parent.join(safe_name(name.strip_suffix(".json").unwrap_or(name))),
+        None => new_folder(&parent, &output.name_or(command)),
+    }
+}
+
+/// [`folder_name`] in `root`, with a number where the folder is there already:
+/// several recordings may begin in one second.
+#[must_use]
+pub fn new_folder(root: &Path, name: &str) -> PathBuf {
+    let folder = folder_name(name);
+    let numbered = (1..).map(|n| root.join(format!("{folder}.{n}")));
+    let mut free = std::iter::once(root.join(&folder))
+        .chain(numbered)
+        .skip_while(|path| path.exists());
+    free.next().unwrap_or_else(|| root.join(folder))
 }
 
 /// `<utc>-<name>`, with nothing in it that a file name cannot bear.
@@ -189,6 +206,20 @@ fn fate(done: &[Outcome]) -> Ending {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn recordings_of_one_second_have_folders_of_their_own() {
+        let root = std::env::temp_dir().join(format!("tapedeck-folders-{}", std::process::id()));
+        let made: std::collections::BTreeSet<PathBuf> = (0..3)
+            .map(|_| {
+                let folder = new_folder(&root, "x");
+                std::fs::create_dir_all(&folder).unwrap();
+                folder
+            })
+            .collect();
+        std::fs::remove_dir_all(&root).unwrap();
+        assert_eq!(made.len(), 3);
+    }
 
     #[test]
     fn a_folder_tells_whose_it_is() {

@@ -99,6 +99,10 @@ pub fn body_options(body: &BodyArgs, model: Option<String>) -> Result<BodyOption
     if body.use_beam_search {
         set("use_beam_search", json!(true));
     }
+    if let Some(alternatives) = body.logprobs {
+        set("logprobs", alternatives.map_or(json!(true), |n| json!(n)));
+    }
+    set("top_logprobs", json!(body.top_logprobs));
     if !body.stop_token_ids.is_empty() {
         set("stop_token_ids", json!(body.stop_token_ids));
     }
@@ -451,6 +455,44 @@ mod tests {
     }
 
     #[test]
+    fn a_server_is_a_url_or_a_host_and_a_port() {
+        for (line, address) in [
+            ("--url sim:", "sim:"),
+            ("--server-url http://h:1/x", "http://h:1/x"),
+            ("--host h", "http://h:8000"),
+            ("--port 9", "http://localhost:9"),
+            ("--host ::1 --port 9", "http://[::1]:9"),
+        ] {
+            assert_eq!(target(line).address(), address);
+        }
+        for line in ["", "--url u --host h"] {
+            let words = std::iter::once("x").chain(line.split_whitespace());
+            assert!(Line::try_parse_from(words).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn log_probabilities_are_a_flag_or_a_number() {
+        #[derive(Parser)]
+        struct Bodies {
+            #[command(flatten)]
+            body: BodyArgs,
+        }
+        for (line, logprobs, top) in [
+            ("", Value::Null, Value::Null),
+            ("--logprobs", json!(true), Value::Null),
+            ("--logprobs 5", json!(5), Value::Null),
+            ("--logprobs --top-logprobs 2", json!(true), json!(2)),
+        ] {
+            let words = std::iter::once("x").chain(line.split_whitespace());
+            let args = Bodies::try_parse_from(words).unwrap().body;
+            let fields = body_options(&args, None).unwrap().fields;
+            let field = |name: &str| fields.get(name).cloned().unwrap_or_default();
+            assert_eq!((field("logprobs"), field("top_logprobs")), (logprobs, top));
+        }
+    }
+
+    #[test]
     fn the_apis_path_is_appended_where_the_url_has_none() {
         for (url, path) in [
             ("http://h", "/v1/chat/completions"),
@@ -474,7 +516,7 @@ mod tests {
             ("--url http://h/own", "tgi", "/own", "/own"),
         ] {
             let args = target(line);
-            let url = endpoint(&args.url, &args, api(name)).unwrap();
+            let url = endpoint(&args.address(), &args, api(name)).unwrap();
             let builder = RequestBuilder::new(&url, "h", &args, api(name)).unwrap();
             let path = |stream| builder.prepared(Bytes::new(), None, stream, None).url_path;
             assert_eq!((&*path(true), &*path(false)), (streamed, whole), "{line}");

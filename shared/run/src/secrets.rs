@@ -61,13 +61,14 @@ pub fn mask_url(text: &str) -> String {
 }
 
 /// Flags whose value is a secret whatever it says.
-const SECRET_FLAGS: &[&str] = &["--api-key"];
+const SECRET_FLAGS: &[&str] = &["--api-key", "--wandb-api-key", "--swanlab-api-key"];
 /// Flags whose value is `name=secret`.
 const PAIR_FLAGS: &[&str] = &["--header", "--headers"];
 const ENDPOINT_FLAG: &str = "--endpoint";
 const URL_FLAGS: &[&str] = &[
     "--url",
     "--base-url",
+    "--server-url",
     "--upstream",
     "--hub-url",
     "--server-metrics",
@@ -131,6 +132,8 @@ const TEXT_FLAGS: &[&str] = &[
     "--stop",
     "--extra-body",
     "--extra-args",
+    "--extra-request-body",
+    "--additional-sampling-params",
     "--query-template",
     "--redact",
     "--where",
@@ -206,9 +209,10 @@ mod tests {
     fn no_secret_survives_in_a_command_line() {
         let line = "record load --url http://me:pw1@h/p?api-key=pw2&x=1 --api-key pw3 \
             --api-key=pw4 --header Authorization=pw5 x-api-key=pw6 --headers=Cookie=pw7 \
-            --endpoint /v1?key=pw8 --base-url me:pw9@h:80 --server-metrics http://h/m?token=pw10 --model m";
+            --endpoint /v1?key=pw8 --base-url me:pw9@h:80 --server-metrics http://h/m?token=pw10 --server-url http://me:pw11@h \
+            --wandb-api-key pw12 --model m";
         let masked = mask_command(line.split_whitespace().map(str::to_owned)).join(" ");
-        for i in 1..=10 {
+        for i in 1..=12 {
             assert!(!masked.contains(&format!("pw{i}")), "{masked}");
         }
         assert!(masked.contains("x=1") && masked.contains("--model m"));

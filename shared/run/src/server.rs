@@ -32,14 +32,15 @@ pub struct Server {
 }
 
 impl Server {
-    /// Resolves `--url`, starting the embedded simulator for `sim:`.
+    /// Resolves the server, starting the embedded simulator for `sim:`.
     ///
     /// # Errors
     /// When the URL, its host, its certificates or the simulator's settings are
     /// bad.
     pub fn reach(args: &TargetArgs, api: Api) -> Result<Self> {
-        let config = match args.url.strip_prefix("sim:") {
-            Some(_) => Some(SimConfig::from_url(&args.url)?),
+        let address = args.address();
+        let config = match address.strip_prefix("sim:") {
+            Some(_) => Some(SimConfig::from_url(&address)?),
             None => None,
         };
         let settings = config.as_ref().map(SimConfig::to_query);
@@ -50,14 +51,14 @@ impl Server {
         };
         let url = match &simulator {
             Some(simulator) => format!("http://{}", simulator.addr()),
-            None => args.url.clone(),
+            None => address.clone(),
         };
         let base = url;
         let url = endpoint(&base, args, api)?;
         let target = Target::resolve(&url, &tls_options(args))?;
         Ok(Self {
             shown: match &simulator {
-                Some(_) => args.url.clone(),
+                Some(_) => address,
                 None => mask_url(url.as_str()),
             },
             simulator_settings: settings,

@@ -16,6 +16,18 @@ const COUNTED_BY_TOKENIZER: &str = "tokenizer";
 pub struct Scrubber {
     privacy: Privacy,
     pub(super) blocks: Blocks,
+    watch: Option<Watch>,
+}
+
+/// Is shown rows as they will be written.
+type OnRows = dyn FnMut(&EventBatch) + Send;
+
+struct Watch(Box<OnRows>);
+
+impl std::fmt::Debug for Watch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Watch")
+    }
 }
 
 impl Scrubber {
@@ -25,6 +37,18 @@ impl Scrubber {
         Self {
             blocks: Blocks::new((*privacy.blocks).clone(), privacy.key, KNOWN_BLOCKS),
             privacy: privacy.clone(),
+            watch: None,
+        }
+    }
+
+    /// Shows every batch to `watch`, on the writer's thread, after all that policy
+    /// and redaction leave out of it. While it works nothing is written: whoever
+    /// waits for the writer waits for it, too.
+    #[must_use]
+    pub fn watched(self, watch: impl FnMut(&EventBatch) + Send + 'static) -> Self {
+        Self {
+            watch: Some(Watch(Box::new(watch))),
+            ..self
         }
     }
 
@@ -55,6 +79,9 @@ impl Scrubber {
         let redaction = &self.privacy.redaction;
         if !redaction.is_empty() {
             redaction.rows(&self.privacy, batch);
+        }
+        if let Some(Watch(watch)) = &mut self.watch {
+            watch(batch);
         }
     }
 }
