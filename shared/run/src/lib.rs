@@ -13,6 +13,9 @@ pub mod gpu;
 pub mod harness;
 mod http_client;
 pub mod hub;
+#[cfg(feature = "report")]
+pub mod judge;
+pub mod launch;
 pub mod manifest;
 pub mod output;
 mod progress;
@@ -23,4 +26,5 @@ pub mod sampling;
 pub mod secrets;
 pub mod server;
 pub mod server_metrics;
+pub mod shell;
 pub mod signals;
