@@ -18,8 +18,10 @@ mod explain;
     reason = "a table of bad inputs and their messages is as long as it has rows"
 )]
 mod failures;
+mod find_max;
 mod format;
 mod fuzz_seeds;
+mod launch;
 mod metrics;
 mod oracle;
 mod privacy;

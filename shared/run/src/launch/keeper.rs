@@ -36,18 +36,19 @@ const KILL_WAIT: Duration = Duration::from_secs(5);
 pub fn keep(command: &str, patience: Duration) -> Result<u8> {
     // Where it is refused, those that leave the group are not found.
     set_child_subreaper(true).ok();
-    let mut stops = SigSet::empty();
-    stops.add(Signal::SIGTERM);
-    stops.add(Signal::SIGINT);
-    stops.add(Signal::SIGHUP);
-    // For this process alone: a command starts with none blocked.
-    stops.thread_block().context("cannot block signals")?;
     let server = Command::new("/bin/sh")
         .args(["-c", command])
         .stdin(Stdio::null())
         .process_group(0)
         .spawn()
         .context("cannot start /bin/sh")?;
+    // After the start, or the server would have them blocked too; before the threads,
+    // so that one of them gets them.
+    let mut stops = SigSet::empty();
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        stops.add(signal);
+    }
+    stops.thread_block().context("cannot block signals")?;
     let server = Pid::from_raw(i32::try_from(server.id()).context("no such process id")?);
     // The wait below reaps whoever these end.
     let stop_server = move || stop(server, patience, || {});
