@@ -154,7 +154,7 @@ pub(crate) fn run(
             Step::Try(_) => break None,
             Step::Done(answer) => break Some(answer),
         };
-        let level = level(what, base, trial, tried.len());
+        let level = level(load.args, what, base, trial, tried.len());
         let path = root.join(level.folder());
         let args = trial_args(load.args, trial, tried.len());
         let outcome = load.with_args(&args).record(harness, &level, &path)?;
@@ -188,16 +188,18 @@ pub(crate) fn run(
     }
     eprintln!("{}", found.sentence());
     done.searches.push(found.json(load.args));
-    found.table(&mut done.tables);
+    found.table(&load.args.output.labels, &mut done.tables);
     Ok(())
 }
 
-fn level(what: Raised, base: &Level, trial: Trial, index: usize) -> Level {
+fn level(args: &LoadArgs, what: Raised, base: &Level, trial: Trial, index: usize) -> Level {
     let mut level = base.clone();
     level.index = index;
     match what {
         Raised::Rate => {
             level.rate_per_s = Some(trial.level);
+            // Without a rate the base is a closed loop of one; here it is a cap or none.
+            level.parallel = args.shape.parallel.first().map(|n| *n as usize);
         }
         Raised::Parallel => {
             let parallel = trial.level as usize;
@@ -394,7 +396,7 @@ impl Found<'_> {
     }
 
     /// Every trial in its order, and the answer.
-    fn table(&self, out: &mut String) {
+    fn table(&self, labels: &[(String, String)], out: &mut String) {
         let held = self.tried.first().map(|one| one.judgement.held.as_slice());
         let held = held.unwrap_or_default().iter();
         let mut rows = vec![
@@ -419,7 +421,11 @@ impl Found<'_> {
                 .zip(1..)
                 .map(|(one, number)| self.row(one, number)),
         );
-        writeln!(out, "\nSearch for the highest {}", self.what.as_str()).ok();
+        let labels = labels
+            .iter()
+            .map(|(name, value)| format!(" {name}={value}"));
+        let (what, labels) = (self.what.as_str(), labels.collect::<String>());
+        writeln!(out, "\nSearch for the highest {what}{labels}").ok();
         write_columns(out, &rows);
         writeln!(out, "{}", self.sentence()).ok();
     }
@@ -460,5 +466,49 @@ fn write_columns(out: &mut String, rows: &[Vec<String>]) {
         let line = cells.collect::<Vec<_>>().join("  ");
         out.push_str(line.trim_end());
         out.push('\n');
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::{Cli, Command};
+    use crate::config;
+    use clap::Parser;
+
+    fn level_of(line: &str, level_tried: f64) -> Level {
+        let line = format!("record load --url u --prompt p --slo ttft_ms=1 {line}");
+        let args = match Cli::try_parse_from(line.split_whitespace())
+            .unwrap()
+            .command
+        {
+            Command::Load(args) => *args,
+            _ => unreachable!(),
+        };
+        let base = config::levels(&args.shape, 100).unwrap().remove(0);
+        let trial = Trial {
+            level: level_tried,
+            repeat: 0,
+        };
+        level(&args, args.find.find_max.unwrap(), &base, trial, 3)
+    }
+
+    #[test]
+    fn a_rate_is_an_open_loop_with_a_cap_only_where_one_is_given() {
+        let open = level_of("--find-max rate", 8.0);
+        assert_eq!((open.rate_per_s, open.parallel), (Some(8.0), None));
+        let capped = level_of("--find-max rate --rate 2 --parallel 5", 8.0);
+        assert_eq!((capped.rate_per_s, capped.parallel), (Some(8.0), Some(5)));
+    }
+
+    #[test]
+    fn a_trial_is_long_enough_to_reach_its_level() {
+        let few = level_of("--find-max parallel --number 10", 64.0);
+        assert_eq!(
+            (few.parallel, few.number, few.rate_per_s),
+            (Some(64), Some(128), None)
+        );
+        let timed = level_of("--find-max parallel --duration 5s", 64.0);
+        assert_eq!(timed.number, None);
     }
 }

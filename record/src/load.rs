@@ -1,5 +1,6 @@
 //! `record load`: arrivals and prompts become a recording, then a report.
 
+use std::cell::Cell as Flag;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -49,12 +50,11 @@ pub fn run(args: &LoadArgs) -> Result<Ending> {
     let levels = config::levels(&args.shape, source.default_number)?;
     #[cfg(feature = "report")]
     args.find.check(args)?;
-    let stop = Arc::new(Stop::default());
-    signals::watch(Arc::clone(&stop))?;
     let runs = Runs {
         source: &source,
         levels: &levels,
-        stop,
+        stop: Arc::new(Stop::default()),
+        is_watching: false.into(),
     };
     let mut done = Done::default();
     let result = match matrix::plan(args)? {
@@ -97,6 +97,7 @@ struct Runs<'a> {
     source: &'a Source,
     levels: &'a [Level],
     stop: Arc<Stop>,
+    is_watching: Flag<bool>,
 }
 
 impl Runs<'_> {
@@ -120,7 +121,7 @@ impl Runs<'_> {
             };
             let sampling = server.sampling(&args.server_metrics, &args.target)?;
             let (connection, output) = (&args.connection, &args.output);
-            let stop = Arc::clone(&self.stop);
+            let stop = self.watched()?;
             let harness = Harness::stopped_by(stop, &server, connection, output, seeded, sampling)?;
             #[cfg(feature = "report")]
             if let Some(what) = args.find.find_max {
@@ -128,6 +129,15 @@ impl Runs<'_> {
             }
             self.sweep(&load, &harness, root, done)
         })
+    }
+
+    /// From the first load on signals end loads in good order; before, they end the
+    /// program, whatever it waits for.
+    fn watched(&self) -> Result<Arc<Stop>> {
+        if !self.is_watching.replace(true) {
+            signals::watch(Arc::clone(&self.stop))?;
+        }
+        Ok(Arc::clone(&self.stop))
     }
 
     fn sweep(

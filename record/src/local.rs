@@ -167,7 +167,7 @@ fn resolve(args: &LoadArgs, cell: &Cell, root: &Path) -> Result<Option<(Launch, 
     let quoted: Vec<(&str, String)> = cell
         .values()
         .map(|(name, value)| (name, quote(value)))
-        .chain([("port", port.clone())])
+        .chain([("port", port)])
         .chain(args.target.model.iter().map(|m| ("model", quote(m))))
         .collect();
     let launch = Launch {

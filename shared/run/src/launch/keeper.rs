@@ -109,10 +109,13 @@ fn stop(server: Pid, patience: Duration, reap: impl Fn()) {
             // Asked once; killed until nobody new is found.
             if !is_asked || signal == Signal::SIGKILL {
                 is_asked = true;
-                // Who is gone by now needs no signal.
-                killpg(server, signal).ok();
-                for pid in left {
-                    kill(pid, signal).ok();
+                // Who is gone by now needs no signal. Nobody gets two of them: to many
+                // a server the second means at once.
+                if left.iter().any(|p| p.group == server) {
+                    killpg(server, signal).ok();
+                }
+                for process in left.iter().filter(|p| p.group != server) {
+                    kill(process.id, signal).ok();
                 }
             }
             std::thread::sleep(LOOK_EVERY);
@@ -120,35 +123,48 @@ fn stop(server: Pid, patience: Duration, reap: impl Fn()) {
     }
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Process {
+    id: Pid,
+    parent: Pid,
+    group: Pid,
+}
+
 /// Every process below this one that still runs.
-fn descendants() -> Vec<Pid> {
+fn descendants() -> Vec<Process> {
     let Ok(entries) = std::fs::read_dir("/proc") else {
         return Vec::new();
     };
     let entries = entries.filter_map(|entry| {
-        let pid = entry.ok()?.file_name().to_str()?.parse().ok()?;
-        parent(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?).map(|p| (pid, p))
+        let id = entry.ok()?.file_name().to_str()?.parse().ok()?;
+        process(
+            id,
+            &std::fs::read_to_string(format!("/proc/{id}/stat")).ok()?,
+        )
     });
-    let alive: Vec<(i32, i32)> = entries.collect();
-    let mut found = vec![Pid::this().as_raw()];
+    let alive: Vec<Process> = entries.collect();
+    let children = |of: Pid| alive.iter().filter(move |p| p.parent == of).copied();
+    let mut found: Vec<Process> = children(Pid::this()).collect();
     let mut at = 0;
     while let Some(parent) = found.get(at).copied() {
-        let children = alive.iter().filter(|(_, p)| *p == parent);
-        found.extend(children.map(|(pid, _)| *pid));
+        found.extend(children(parent.id));
         at += 1;
     }
-    found.into_iter().skip(1).map(Pid::from_raw).collect()
+    found
 }
 
-/// The parent's id in a line of `/proc/<pid>/stat`; none for a zombie, which waits
-/// for its parent and not for a signal.
-fn parent(stat: &str) -> Option<i32> {
+/// What a line of `/proc/<id>/stat` says; nothing of a zombie, which waits for its
+/// parent and not for a signal.
+fn process(id: i32, stat: &str) -> Option<Process> {
     // The name before it may hold anything.
     let (_, rest) = stat.rsplit_once(')')?;
     let mut words = rest.split_whitespace();
     let state = words.next()?;
-    let parent = words.next()?.parse().ok()?;
-    (!matches!(state, "Z" | "X")).then_some(parent)
+    let mut number = || Some(Pid::from_raw(words.next()?.parse().ok()?));
+    let (parent, group) = (number()?, number()?);
+    let id = Pid::from_raw(id);
+    let is_alive = !matches!(state, "Z" | "X");
+    is_alive.then_some(Process { id, parent, group })
 }
 
 #[cfg(test)]
@@ -157,8 +173,9 @@ mod tests {
 
     #[test]
     fn a_name_with_brackets_hides_no_parent() {
-        assert_eq!(parent("12 (a) b) S 7 12 12 0"), Some(7));
-        assert_eq!(parent("12 (x) Z 7 12 12 0"), None);
-        assert_eq!(parent("garbage"), None);
+        let found = process(12, "12 (a) b) S 7 9 12 0").unwrap();
+        assert_eq!((found.parent.as_raw(), found.group.as_raw()), (7, 9));
+        assert_eq!(process(12, "12 (x) Z 7 12 12 0"), None);
+        assert_eq!(process(12, "garbage"), None);
     }
 }
