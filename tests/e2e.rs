@@ -18,9 +18,11 @@ mod explain;
     reason = "a table of bad inputs and their messages is as long as it has rows"
 )]
 mod failures;
+mod find_max;
 mod format;
 mod fuzz_seeds;
 mod grpc;
+mod launch;
 mod load_shapes;
 mod metrics;
 mod oracle;

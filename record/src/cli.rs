@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Arg, Args, Parser, Subcommand};
 use tapedeck_recording::Durability;
 use tapedeck_run::args::{
     BodyArgs, ConnectionArgs, OutputArgs, PrivacyArgs, ServerMetricsArgs, TargetArgs, parse_api,
@@ -13,6 +13,9 @@ use tapedeck_run::args::{
 use tapedeck_wire::dialect::Api;
 use tapedeck_workload::RateShape;
 
+#[cfg(feature = "report")]
+use crate::find_max::FindArgs;
+use crate::local::LaunchArgs;
 use crate::shape::{RampUp, parse_burstiness, parse_ramp, parse_ramp_up, parse_rate, parse_series};
 use crate::workload::WorkloadArgs;
 
@@ -37,12 +40,32 @@ pub enum Command {
     Repair(RepairArgs),
     /// List the APIs that are built in, or print one to start your own from.
     Apis(ApisArgs),
+    /// Run a server until it ends or stdin does.
+    #[command(hide = true, name = tapedeck_run::launch::KEEP_COMMAND)]
+    KeepServer(KeepArgs),
+}
+
+/// Of the process between a load and the server that it launched.
+#[derive(Debug, Clone, Args)]
+pub struct KeepArgs {
+    #[arg(long)]
+    pub command: String,
+    #[arg(long)]
+    pub patience_ms: u64,
+}
+
+/// Whoever launches a server need not say where it is.
+fn known_when_launched(url: Arg) -> Arg {
+    url.required_unless_present_any(["launch", "local", "host", "port"])
 }
 
 #[derive(Debug, Clone, Args)]
+#[command(mut_arg("url", known_when_launched))]
 pub struct LoadArgs {
     #[command(flatten)]
     pub target: TargetArgs,
+    #[command(flatten)]
+    pub launch: LaunchArgs,
     /// API that the server speaks: a name that `record apis` lists, or the path of
     /// your own dialect file.
     #[arg(long, alias = "backend", value_name = "NAME|FILE.toml", default_value = "openai-chat", value_parser = parse_api, help_heading = "Target")]
@@ -51,6 +74,9 @@ pub struct LoadArgs {
     pub workload: WorkloadArgs,
     #[command(flatten)]
     pub shape: ShapeArgs,
+    #[cfg(feature = "report")]
+    #[command(flatten)]
+    pub find: FindArgs,
     #[command(flatten)]
     pub body: BodyArgs,
     #[command(flatten)]
@@ -62,7 +88,7 @@ pub struct LoadArgs {
 }
 
 /// More requests in flight than one machine has ports for.
-const MAX_PARALLEL: i64 = 1_000_000;
+pub(crate) const MAX_PARALLEL: i64 = 1_000_000;
 
 const MAX_REPEATS: i64 = 1_000;
 

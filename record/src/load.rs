@@ -1,5 +1,6 @@
 //! `record load`: arrivals and prompts become a recording, then a report.
 
+use std::cell::Cell as Flag;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -7,11 +8,11 @@ use std::time::Duration;
 
 use anyhow::Result;
 use serde_json::{Value, json};
-use tapedeck_live::{PreparedRequest, StopLevel};
+use tapedeck_live::{PreparedRequest, Stop, StopLevel};
 use tapedeck_recording::body_hash;
 use tapedeck_recording::manifest::Workload;
 use tapedeck_run::dialogue::Sessions;
-use tapedeck_run::ending::Ending;
+use tapedeck_run::ending::{Ending, message};
 use tapedeck_run::harness::{Harness, Plan, Seeded};
 use tapedeck_run::manifest::{Described, timeouts_json};
 use tapedeck_run::output::{self, Outcome, content_hash};
@@ -20,6 +21,7 @@ use tapedeck_run::requests::{
 };
 use tapedeck_run::secrets::recorded_dialect;
 use tapedeck_run::server::Server;
+use tapedeck_run::signals;
 use tapedeck_wire::dialect::Placeholder;
 use tapedeck_workload::dataset::{self, CountedBy};
 use tapedeck_workload::dialogue::{Replies, turns_text};
@@ -28,6 +30,10 @@ use tapedeck_workload::{BodyOptions, Prompt};
 use crate::arrivals::{LevelArrivals, Sent, rate_shape_json, warm_up};
 use crate::cli::LoadArgs;
 use crate::config::{self, Level};
+#[cfg(feature = "report")]
+use crate::find_max;
+use crate::local;
+use crate::matrix::{self, Cell, FailedCell};
 use crate::source::{self, Source, dataset_json};
 
 /// Name of a recording that was given none.
@@ -47,44 +53,137 @@ pub fn run(args: &LoadArgs) -> Result<Ending> {
     let source = source::source(args)?;
     tell(&source);
     let levels = config::levels(&args.shape, source.default_number)?;
-    let root = output::root(&args.output, COMMAND)?;
-    let server = Server::reach(&args.target, args.api)?;
-    let (requests, sessions) = requests(args, &source, &server)?;
-    let load = Load {
-        args,
+    #[cfg(feature = "report")]
+    args.find.check(args)?;
+    let runs = Runs {
         source: &source,
-        options: body_options(&args.body, args.target.model.clone())?,
-        requests,
-        sessions: Arc::new(sessions),
+        levels: &levels,
+        stop: Arc::new(Stop::default()),
+        is_watching: false.into(),
     };
-    let seeded = Seeded {
-        seed: args.workload.seed,
-        tokenizer_path: args.workload.tokenizer_path.as_deref(),
-    };
-    let sampling = server.sampling(&args.server_metrics, &args.target)?;
-    let harness = Harness::new(&server, &args.connection, &args.output, seeded, sampling)?;
-    let mut done = Vec::new();
-    for (level, dir) in levels.iter().zip(folders(&root, &levels)) {
-        if harness.stop.level() != StopLevel::Run {
-            break;
+    let mut done = Done::default();
+    let result = match matrix::plan(args)? {
+        None => runs.once(
+            args,
+            &Cell::default(),
+            &output::root(&args.output, COMMAND)?,
+            &mut done,
+        ),
+        Some(cells) => {
+            let root = output::shared_root(&args.output, COMMAND)?;
+            let is_stopped = || runs.stop.level() != StopLevel::Run;
+            done.failed_cells = matrix::each(&root, &cells, is_stopped, |cell, args, dir| {
+                runs.once(args, cell, dir, &mut done)
+            });
+            Ok(())
         }
-        match load.record(&harness, level, &dir) {
-            Ok(outcome) => done.push(outcome),
-            Err(error) => {
-                // The levels before it are whole: they are reported all the same.
-                finish(args, done)?;
-                return Err(error);
+    };
+    runs.stop.finish();
+    // Recordings made before an error are whole: they are reported all the same.
+    let ending = finish(args, done)?;
+    result.map(|()| ending)
+}
+
+/// What has come of a load so far.
+#[derive(Debug, Default)]
+pub(crate) struct Done {
+    pub(crate) recordings: Vec<Outcome>,
+    /// Members of the JSON object, one for each search.
+    pub(crate) searches: Vec<Value>,
+    /// For people to read, after the report.
+    pub(crate) tables: String,
+    /// Something that is no error and not fine either.
+    pub(crate) finding: bool,
+    failed_cells: Vec<FailedCell>,
+}
+
+/// What all servers are loaded with.
+struct Runs<'a> {
+    source: &'a Source,
+    levels: &'a [Level],
+    stop: Arc<Stop>,
+    is_watching: Flag<bool>,
+}
+
+impl Runs<'_> {
+    /// All levels on one server, which is launched if it is to be.
+    fn once(&self, args: &LoadArgs, cell: &Cell, root: &Path, done: &mut Done) -> Result<()> {
+        local::with_server(args, cell, root, &self.stop, |args, launch| {
+            let source = self.source;
+            let server = Server::reach(&args.target, args.api)?;
+            let (requests, sessions) = requests(args, source, &server)?;
+            let load = Load {
+                args,
+                source,
+                options: body_options(&args.body, args.target.model.clone())?,
+                requests,
+                sessions: Arc::new(sessions),
+                launch,
+            };
+            let seeded = Seeded {
+                seed: args.workload.seed,
+                tokenizer_path: args.workload.tokenizer_path.as_deref(),
+            };
+            let sampling = server.sampling(&args.server_metrics, &args.target)?;
+            let (connection, output) = (&args.connection, &args.output);
+            let stop = self.watched()?;
+            let harness = Harness::stopped_by(stop, &server, connection, output, seeded, sampling)?;
+            #[cfg(feature = "report")]
+            if let Some(what) = args.find.find_max {
+                return find_max::run(what, &load, &harness, root, &self.levels[0], done);
             }
-        }
+            self.sweep(&load, &harness, root, done)
+        })
     }
-    harness.stop.finish();
-    finish(args, done)
+
+    /// From the first load on signals end loads in good order; before, they end the
+    /// program, whatever it waits for.
+    fn watched(&self) -> Result<Arc<Stop>> {
+        if !self.is_watching.replace(true) {
+            signals::watch(Arc::clone(&self.stop))?;
+        }
+        Ok(Arc::clone(&self.stop))
+    }
+
+    fn sweep(
+        &self,
+        load: &Load<'_>,
+        harness: &Harness<'_>,
+        root: &Path,
+        done: &mut Done,
+    ) -> Result<()> {
+        for (level, dir) in self.levels.iter().zip(folders(root, self.levels)) {
+            if harness.stop.level() != StopLevel::Run {
+                break;
+            }
+            done.recordings.push(load.record(harness, level, &dir)?);
+        }
+        Ok(())
+    }
 }
 
 /// Repetitions stand beside each other in the report, in whatever order they ran.
-fn finish(args: &LoadArgs, mut done: Vec<Outcome>) -> Result<Ending> {
-    done.sort_by(|a, b| a.path.cmp(&b.path));
-    output::finish(&args.output, &done)
+fn finish(args: &LoadArgs, mut done: Done) -> Result<Ending> {
+    done.recordings.sort_by(|a, b| a.path.cmp(&b.path));
+    let is_matrix = !args.launch.matrix.is_empty();
+    let mut further = serde_json::Map::new();
+    if is_matrix {
+        let failed = done.failed_cells.iter();
+        let failed = failed
+            .map(|failed| json!({"cell": failed.cell.json(), "error": message(&failed.error)}));
+        further.insert("failed_cells".to_owned(), failed.collect());
+        further.insert("find_max".to_owned(), json!(done.searches));
+    } else if let Some(search) = done.searches.pop() {
+        further.insert("find_max".to_owned(), search);
+    }
+    let ending = output::finish_with(&args.output, &done.recordings, further)?;
+    if !args.output.json && !args.output.no_report {
+        output::print(&done.tables)?;
+    }
+    Ok(match done.finding || !done.failed_cells.is_empty() {
+        true => Ending::Finding,
+        false => ending,
+    })
 }
 
 /// What to know about the prompts before they are sent.
@@ -181,16 +280,36 @@ fn workload_hash(
 }
 
 /// What all levels of a load share.
-struct Load<'a> {
-    args: &'a LoadArgs,
+#[derive(Clone)]
+pub(crate) struct Load<'a> {
+    pub(crate) args: &'a LoadArgs,
     source: &'a Source,
     options: BodyOptions,
     requests: Vec<Arc<PreparedRequest>>,
     sessions: Arc<Sessions>,
+    /// What the settings say of the server's launch.
+    launch: Option<Value>,
 }
 
-impl Load<'_> {
-    fn record(&self, harness: &Harness<'_>, level: &Level, dir: &Path) -> Result<Outcome> {
+impl<'a> Load<'a> {
+    /// The same requests under other flags.
+    #[cfg(feature = "report")]
+    pub(crate) fn with_args<'b>(&self, args: &'b LoadArgs) -> Load<'b>
+    where
+        'a: 'b,
+    {
+        Load {
+            args,
+            ..self.clone()
+        }
+    }
+
+    pub(crate) fn record(
+        &self,
+        harness: &Harness<'_>,
+        level: &Level,
+        dir: &Path,
+    ) -> Result<Outcome> {
         let plan = self.plan(level, harness);
         let sent = self.sent(level);
         let warmup = warm_up(sent, &self.args.shape.warmup);
@@ -257,7 +376,7 @@ impl Load<'_> {
         labels
     }
 
-    fn sent<'a>(&'a self, level: &'a Level) -> Sent<'a> {
+    fn sent<'s>(&'s self, level: &'s Level) -> Sent<'s> {
         Sent {
             level,
             requests: &self.requests,
@@ -304,6 +423,7 @@ impl Load<'_> {
             "repeat": level.repeat,
             "repeats": self.args.shape.repeat,
             "dataset": dataset_json(self.source, &self.args.workload),
+            "launch": self.launch,
         })
     }
 }

@@ -25,7 +25,8 @@ pub fn exit_code(result: anyhow::Result<Ending>) -> ExitCode {
 
 /// The chain of causes on one line; the hint, if any, on a line of its own and
 /// last.
-fn message(error: &anyhow::Error) -> String {
+#[must_use]
+pub fn message(error: &anyhow::Error) -> String {
     let mut causes = Vec::new();
     let mut hints = Vec::new();
     for cause in error.chain() {

@@ -74,9 +74,24 @@ impl<'a> Harness<'a> {
         seeded: Seeded<'_>,
         sampling: Sampling,
     ) -> Result<Self> {
-        raise_open_files_limit();
         let stop = Arc::new(Stop::default());
         signals::watch(Arc::clone(&stop))?;
+        Self::stopped_by(stop, server, connection, output, seeded, sampling)
+    }
+
+    /// As [`Self::new`], for a program that watches for signals itself.
+    ///
+    /// # Errors
+    /// When the system gives no randomness.
+    pub fn stopped_by(
+        stop: Arc<Stop>,
+        server: &'a Server,
+        connection: &ConnectionArgs,
+        output: &OutputArgs,
+        seeded: Seeded<'_>,
+        sampling: Sampling,
+    ) -> Result<Self> {
+        raise_open_files_limit();
         Ok(Self {
             server,
             timeouts: requests::timeouts(connection),

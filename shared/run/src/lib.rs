@@ -14,6 +14,9 @@ pub mod gpu;
 pub mod harness;
 pub mod http_client;
 pub mod hub;
+#[cfg(feature = "report")]
+pub mod judge;
+pub mod launch;
 pub mod listen;
 pub mod manifest;
 pub mod output;
@@ -26,4 +29,5 @@ pub mod sampling;
 pub mod secrets;
 pub mod server;
 pub mod server_metrics;
+pub mod shell;
 pub mod signals;

@@ -1,10 +1,10 @@
 //! Where recordings go, and what is printed when they are done.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use serde_json::json;
 use tapedeck_live::{Failure, PreparedRequest};
 use tapedeck_recording::body_hash;
@@ -28,17 +28,42 @@ pub struct Outcome {
 /// # Errors
 /// When the folder is not empty.
 pub fn root(output: &OutputArgs, command: &str) -> Result<PathBuf> {
-    let root = output
-        .out
-        .clone()
-        .unwrap_or_else(|| default_out(output, command));
-    if root.exists() && (!root.is_dir() || root.read_dir()?.next().is_some()) {
+    let root = shared_root(output, command)?;
+    if root.exists() && root.read_dir()?.next().is_some() {
         bail!(
             "--out {} is not an empty folder\nhint: choose another, recordings are never overwritten",
             root.display()
         );
     }
     Ok(root)
+}
+
+/// The folder that `--out` names or its default, for recordings that stand beside
+/// those of other runs.
+///
+/// # Errors
+/// When it is no folder.
+pub fn shared_root(output: &OutputArgs, command: &str) -> Result<PathBuf> {
+    let root = output
+        .out
+        .clone()
+        .unwrap_or_else(|| default_out(output, command));
+    if root.exists() && !root.is_dir() {
+        bail!("--out {} is not a folder", root.display());
+    }
+    Ok(root)
+}
+
+/// Prints `text` on stdout.
+///
+/// # Errors
+/// When stdout cannot be written.
+pub fn print(text: &str) -> Result<()> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        // A reader that has seen enough is no error.
+        Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),
+        result => result.context("cannot write the report"),
+    }
 }
 
 /// BLAKE3 over the hashes of the bodies in their order, 32 hex digits.
@@ -117,12 +142,26 @@ pub fn failure_text(failure: &Failure) -> String {
 /// # Errors
 /// When the recordings cannot be analyzed.
 pub fn finish(output: &OutputArgs, done: &[Outcome]) -> Result<Ending> {
+    finish_with(output, done, serde_json::Map::new())
+}
+
+/// As [`finish`], with `further` members in the JSON object.
+///
+/// # Errors
+/// When the recordings cannot be analyzed.
+pub fn finish_with(
+    output: &OutputArgs,
+    done: &[Outcome],
+    further: serde_json::Map<String, serde_json::Value>,
+) -> Result<Ending> {
     let paths: Vec<PathBuf> = done.iter().map(|o| o.path.clone()).collect();
     for path in &paths {
         eprintln!("recorded {}", path.display());
     }
     if output.json {
-        print_json(done);
+        let mut summary = counts_of(done);
+        summary.extend(further);
+        print_object(&summary);
     }
     let judged = match done {
         [] => Ending::Fine,
@@ -143,7 +182,7 @@ fn report(paths: &[PathBuf], output: &OutputArgs) -> Result<Ending> {
     }
     let report = crate::report::of(paths, &output.slos)?;
     if wanted {
-        crate::report::print(&report)?;
+        print(&report.render(tapedeck_analyze::Format::Table))?;
     }
     Ok(match output.strict {
         true => crate::report::judge(&report),
@@ -159,25 +198,39 @@ fn report(_paths: &[PathBuf], output: &OutputArgs) -> Result<Ending> {
     Ok(Ending::Fine)
 }
 
-/// Prints paths and counts as one JSON object on stdout.
-pub fn print_json(done: &[Outcome]) {
+/// Paths and counts of recordings.
+fn counts_of(done: &[Outcome]) -> serde_json::Map<String, serde_json::Value> {
     let paths: Vec<&Path> = done.iter().map(|o| o.path.as_path()).collect();
     let requests = done.iter().map(|o| o.requests).sum();
     let failed = done.iter().map(|o| o.failed).sum();
-    print_counts(&paths, requests, failed);
+    counts(&paths, requests, failed)
 }
 
-/// As [`print_json`], with counts over all recordings.
-pub fn print_counts(paths: &[&Path], requests: u64, failed: u64) {
+fn counts(
+    paths: &[&Path],
+    requests: u64,
+    failed: u64,
+) -> serde_json::Map<String, serde_json::Value> {
     let paths: Vec<String> = paths.iter().map(|p| p.display().to_string()).collect();
-    let summary = json!({
-        "recordings": paths,
-        "requests": requests,
-        "succeeded": requests - failed,
-        "failed": failed,
-    });
+    [
+        ("recordings", json!(paths)),
+        ("requests", json!(requests)),
+        ("succeeded", json!(requests - failed)),
+        ("failed", json!(failed)),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
+    .into_iter()
+    .collect()
+}
+
+/// Prints paths and counts over all recordings as one JSON object on stdout.
+pub fn print_counts(paths: &[&Path], requests: u64, failed: u64) {
+    print_object(&counts(paths, requests, failed));
+}
+
+fn print_object(summary: &serde_json::Map<String, serde_json::Value>) {
     // A reader that has seen enough is no error.
-    writeln!(std::io::stdout(), "{summary}").ok();
+    writeln!(std::io::stdout(), "{}", json!(summary)).ok();
 }
 
 /// A recording in which every request failed is a finding, and says why.

@@ -1,11 +1,10 @@
 //! The closing report: the analyzer's, on what was just recorded.
 
-use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use tapedeck_analyze::report::Verdict;
-use tapedeck_analyze::{Format, Report, ReportOptions, Slo, report};
+use tapedeck_analyze::{Report, ReportOptions, Slo, report};
 
 use crate::ending::Ending;
 
@@ -23,18 +22,6 @@ pub(crate) fn of(paths: &[PathBuf], slos: &[Slo]) -> Result<Report> {
         .build()
         .context("cannot start a runtime")?;
     Ok(runtime.block_on(report(paths, &options))?)
-}
-
-/// Prints a report on stdout.
-///
-/// # Errors
-/// When stdout cannot be written.
-pub(crate) fn print(report: &Report) -> Result<()> {
-    match std::io::stdout().write_all(report.render(Format::Table).as_bytes()) {
-        // A reader that has seen enough is no error.
-        Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),
-        result => result.context("cannot write the report"),
-    }
 }
 
 /// An invalid recording is a finding, and says why.

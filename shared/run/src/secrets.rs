@@ -4,7 +4,9 @@ use serde_json::Value;
 use tapedeck_wire::dialect::Api;
 use url::Url;
 
-const MASK: &str = "***";
+use crate::shell;
+
+pub(crate) const MASK: &str = "***";
 
 /// Parts of a name that mark its value as a secret.
 const SECRET_PARTS: &[&str] = &[
@@ -19,7 +21,7 @@ const SECRET_PARTS: &[&str] = &[
     "session",
 ];
 
-fn is_secret(name: &str) -> bool {
+pub(crate) fn is_secret(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
     SECRET_PARTS.iter().any(|part| name.contains(part))
 }
@@ -64,6 +66,8 @@ pub fn mask_url(text: &str) -> String {
 const SECRET_FLAGS: &[&str] = &["--api-key", "--wandb-api-key", "--swanlab-api-key"];
 /// Flags whose value is `name=secret`.
 const PAIR_FLAGS: &[&str] = &["--header", "--headers"];
+/// Flags whose value is a command line.
+const COMMAND_FLAGS: &[&str] = &["--launch", "--local-args"];
 const ENDPOINT_FLAG: &str = "--endpoint";
 const URL_FLAGS: &[&str] = &[
     "--url",
@@ -80,7 +84,13 @@ const URL_FLAGS: &[&str] = &[
 pub fn mask_command(arguments: impl IntoIterator<Item = String>) -> Vec<String> {
     let mut flag = String::new();
     let mut masked = Vec::new();
+    let mut is_command = false;
     for argument in arguments {
+        if std::mem::take(&mut is_command) {
+            // It may begin as a flag does.
+            masked.push(mask_value(&flag, &argument));
+            continue;
+        }
         let (name, value) = match argument.split_once('=') {
             Some((name, value)) if name.starts_with("--") => (name.to_owned(), Some(value)),
             _ if argument.starts_with("--") => (argument.clone(), None),
@@ -90,6 +100,7 @@ pub fn mask_command(arguments: impl IntoIterator<Item = String>) -> Vec<String> 
             }
         };
         flag.clone_from(&name);
+        is_command = value.is_none() && COMMAND_FLAGS.contains(&name.as_str());
         masked.push(match value {
             Some(value) => format!("{name}={}", mask_value(&name, value)),
             None => name,
@@ -164,6 +175,8 @@ fn mask_value(flag: &str, value: &str) -> String {
         // Without a separator it may be a bare secret.
         let name = value.split_once(['=', ':']).map_or("", |(name, _)| name);
         format!("{name}={MASK}")
+    } else if COMMAND_FLAGS.contains(&flag) {
+        shell::mask(value).text
     } else if flag == ENDPOINT_FLAG {
         match value.split_once('?') {
             Some((path, query)) => format!("{path}?{}", mask_query(query)),
@@ -216,5 +229,31 @@ mod tests {
             assert!(!masked.contains(&format!("pw{i}")), "{masked}");
         }
         assert!(masked.contains("x=1") && masked.contains("--model m"));
+    }
+
+    #[test]
+    fn a_command_within_a_command_line_is_masked_as_one() {
+        let words = [
+            "load",
+            "--launch",
+            "HF_TOKEN=pw1 serve --api-key pw2",
+            "--local-args",
+            "--api-key pw3",
+            "--local-args=--hf-token pw4",
+            "--model",
+            "m",
+        ];
+        let masked = mask_command(words.map(str::to_owned));
+        let expected = [
+            "load",
+            "--launch",
+            "HF_TOKEN=*** serve --api-key ***",
+            "--local-args",
+            "--api-key ***",
+            "--local-args=--hf-token ***",
+            "--model",
+            "m",
+        ];
+        assert_eq!(masked, expected);
     }
 }

@@ -1,0 +1,135 @@
+//! `record load --find-max` against a simulator with a knee.
+
+use serde_json::Value;
+use tapedeck_recording::{ChunkKind, Phase, Recording, Table};
+
+use crate::support::programs::{Ran, run_line};
+use crate::support::recording::MS;
+
+/// Two slots: with four requests in flight, half of them wait for one as long as a
+/// whole answer takes.
+const SERVER: &str = "sim:?ttft_ms=60&itl_ms=5&tokens=5&slots=2";
+const SLO_MS: i64 = 110;
+
+fn search(more: &str, out: &std::path::Path) -> Ran {
+    let out = out.display();
+    run_line(
+        "record",
+        &format!("load --url {SERVER} --prompt x --json {more} --out {out}"),
+    )
+}
+
+fn found(ran: &Ran) -> Value {
+    let json: Value = serde_json::from_str(&ran.stdout).unwrap();
+    json["find_max"].clone()
+}
+
+/// Measured requests of a recording, and those with a TTFT within the SLO, counted
+/// without the analyzer.
+fn counted(recording: &Recording) -> (usize, usize) {
+    let requests = recording.rows(Table::Requests).unwrap().requests;
+    let chunks = recording.rows(Table::Chunks).unwrap().chunks.rows;
+    let measured = requests.iter().filter(|r| r.phase == Phase::Measure);
+    let is_good = |id: i64, t_sent_ns: i64| {
+        let mut content = chunks.iter().filter(|c| c.kind == ChunkKind::Content);
+        let first = content.find(|c| c.request_id == id).unwrap();
+        first.t_ns - t_sent_ns <= SLO_MS * MS
+    };
+    let good = measured
+        .clone()
+        .filter(|r| is_good(r.request_id, r.t_sent_ns.unwrap()));
+    (measured.count(), good.count())
+}
+
+#[test]
+fn the_highest_parallel_within_the_slo_is_found_by_trials_that_are_recordings() {
+    let dir = tempfile::tempdir().unwrap();
+    let flags = format!(
+        "--find-max parallel --parallel 2 --number 6 --slo ttft_ms={SLO_MS} --slo-share 0.8 \
+         --find-tolerance 0.5 --find-repeats 1"
+    );
+    // A busy machine may make this client the bottleneck, which ends a search.
+    let (ran, search_found) = (0..3)
+        .map(|attempt| {
+            let ran = search(&flags, &dir.path().join(attempt.to_string()));
+            let json = found(&ran);
+            (ran, json)
+        })
+        .find(|(_, json)| json["end"] != "client_bound")
+        .expect("one of three searches is the server's");
+    let ran = ran.expect(0);
+    assert_eq!(search_found["end"], "found", "{}", ran.stderr);
+    assert_eq!(search_found["highest"], 2.0);
+    assert_eq!(search_found["lowest_failing"], 4.0);
+    let trials = search_found["trials"].as_array().unwrap();
+    assert_eq!(trials.len(), 2);
+    for (number, trial) in trials.iter().enumerate() {
+        let recording = Recording::open(trial["path"].as_str().unwrap().as_ref()).unwrap();
+        let (requests, good) = counted(&recording);
+        assert_eq!(trial["requests"], requests, "trial {number}");
+        assert_eq!(trial["good_requests"], good, "trial {number}");
+        let labels = &recording.manifest.labels;
+        assert_eq!(labels["trial"], number.to_string());
+        assert_eq!(
+            labels["level"],
+            trial["level"].to_string().trim_end_matches(".0")
+        );
+        let share = good as f64 / requests as f64;
+        assert_eq!(
+            trial["result"],
+            if share >= 0.8 { "passes" } else { "fails" }
+        );
+        let interval = trial["interval"].as_array().unwrap();
+        let within = interval[0].as_f64().unwrap()..=interval[1].as_f64().unwrap();
+        assert!(within.contains(&share), "{within:?}");
+    }
+    // Four in flight send two rounds at least.
+    assert_eq!(trials[1]["requests"], 8);
+}
+
+#[test]
+fn an_slo_that_no_level_keeps_is_a_finding() {
+    let dir = tempfile::tempdir().unwrap();
+    let flags = "--find-max rate --rate 40 --number 4 --slo ttft_ms=1 --find-trials 2";
+    let ran = search(flags, &dir.path().join("r")).expect(1);
+    let found = found(&ran);
+    assert_eq!(found["what"], "rate");
+    assert_eq!(found["highest"], Value::Null);
+    if found["end"] == "out_of_trials" {
+        let levels: Vec<&Value> = found["levels"].as_array().unwrap().iter().collect();
+        assert_eq!(levels.len(), 2);
+        assert_eq!(
+            (&levels[0]["level"], &levels[1]["level"]),
+            (&20.0.into(), &40.0.into())
+        );
+    } else {
+        assert_eq!(found["end"], "client_bound");
+    }
+}
+
+#[test]
+fn a_search_that_makes_no_sense_does_not_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("r");
+    for (flags, message) in [
+        ("--find-max rate", "--slo"),
+        (
+            "--find-max parallel --slo ttft_ms=1 --rate 2",
+            "leave out --rate",
+        ),
+        ("--find-max rate --slo ttft_ms=1 --rate -1", "all at once"),
+        (
+            "--find-max rate --slo ttft_ms=1 --rate 1 2",
+            "one value of --rate",
+        ),
+        (
+            "--find-max rate --slo ttft_ms=1 --repeat 2",
+            "--find-repeats",
+        ),
+        ("--find-max rate --slo ttft_ms=1 --slo-share 0", "above 0"),
+    ] {
+        let stderr = search(flags, &out).expect(2).stderr;
+        assert!(stderr.contains(message), "{flags}: {stderr}");
+    }
+    assert!(!out.exists());
+}
