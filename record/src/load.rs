@@ -251,6 +251,7 @@ impl Load<'_> {
                 turn: (self.args.workload.sessions.num_turns > 1).then_some(0),
                 parent_request_id: None,
                 replay_of: None,
+                cancel_after: None,
                 conversation,
             }
         })

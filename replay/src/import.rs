@@ -110,7 +110,7 @@ impl Imported {
     }
 
     /// Arrival of a row from that of the first, ns.
-    fn offset_ns(&self, t_ns: i64) -> i64 {
+    pub(crate) fn offset_ns(&self, t_ns: i64) -> i64 {
         t_ns.saturating_sub(self.trace.rows[0].t_ns)
     }
 

@@ -48,7 +48,7 @@ pub mod target;
 pub mod telemetry;
 mod worker;
 
-pub use arrival::{Arrival, Conversation, NextTurn, PreparedRequest};
+pub use arrival::{Arrival, Branch, Conversation, Due, NextTurn, PreparedRequest};
 pub use engine::{Failure, Gauges, RunError, RunSpec, Stop, StopLevel, Workers, run};
 pub use policy::{AttemptPolicy, CancelAfter, Cancellation};
 pub use target::{Target, TargetError, TlsOptions};

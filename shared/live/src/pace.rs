@@ -141,6 +141,7 @@ impl Pacer {
         let mut sent: i64 = 0;
         let course = Arc::new(Course::new(
             self.first_request_id,
+            self.start_ns,
             self.until_ns,
             Arc::clone(&self.stop),
         ));
@@ -161,6 +162,7 @@ impl Pacer {
                 heard: Heard::of(&arrival),
                 arrival,
                 t_scheduled_ns,
+                t_planned_ns: t_scheduled_ns,
                 t_ready_ns,
                 slot,
                 course: Arc::clone(&course),

@@ -190,6 +190,7 @@ pub fn attempt_policy(attempts: &AttemptArgs, seed: u64) -> AttemptPolicy {
             rate,
             after: attempts.cancel_after,
         }),
+        max_lateness: None,
         seed,
     }
 }
@@ -331,6 +332,8 @@ impl RequestBuilder {
             input_tokens: None,
             input_tokens_source: None,
             max_output_tokens,
+            block_size: None,
+            block_runs: None,
         }
     }
 }
