@@ -275,7 +275,10 @@ impl Maker {
 
     fn shape<'a>(&self, planned: &'a Planned) -> Result<Shape<'a>> {
         let original = &planned.found.original;
-        let tokens = planned.found.input_tokens.and_then(|n| u32::try_from(n).ok());
+        let tokens = planned
+            .found
+            .input_tokens
+            .and_then(|n| u32::try_from(n).ok());
         let Some(tokens) = tokens else {
             bail!(
                 "request {} was recorded without its body, and nothing says how long it was\nhint: --where \"input_tokens IS NOT NULL\" leaves such requests out",
@@ -353,7 +356,11 @@ pub fn aimed(target: &TargetArgs, original: &RequestRow, api: Api) -> TargetArgs
     aimed
 }
 
-pub(crate) fn fields_of(original: &RequestRow, body: &[u8], flag: &str) -> Result<Map<String, Value>> {
+pub(crate) fn fields_of(
+    original: &RequestRow,
+    body: &[u8],
+    flag: &str,
+) -> Result<Map<String, Value>> {
     serde_json::from_slice(body).with_context(|| {
         format!(
             "{flag} cannot be set in request {}, its body is no JSON object",

@@ -164,7 +164,8 @@ pub struct TraceArgs {
     /// API of requests whose trace does not say.
     #[arg(long, value_name = "API", default_value = "openai-chat", value_parser = parse_api)]
     pub api: Api,
-    /// Seed of prompts that are made and of --dequantize.
+    /// Seed of whatever is drawn: prompts, servegen's requests, --dequantize,
+    /// --sample-sessions, --copies.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
 }

@@ -73,6 +73,7 @@ impl Imported {
             format,
             skip_bad: args.skip_bad,
             block_size: args.trace_block_size,
+            seed: args.seed,
         })?;
         let lint = trace.lint();
         let guessed = if format.is_none() {

@@ -116,9 +116,8 @@ pub fn chosen(
 ) -> Vec<usize> {
     let sampled = args.sample_sessions.map(|share| {
         let lines = seen.iter();
-        let before = predecessors(
-            lines.map(|s| (s.request_id, s.session_id.as_ref(), s.parent_request_id)),
-        );
+        let before =
+            predecessors(lines.map(|s| (s.request_id, s.session_id.as_ref(), s.parent_request_id)));
         let is_in = |root: usize| {
             let name = match &seen[root].session_id {
                 Some(session) => format!("session {session}"),
@@ -148,12 +147,7 @@ pub fn chosen(
 /// # Errors
 /// When a mode needs sessions that nobody knows, a loop has no length, or it all
 /// comes to more than memory should hold.
-pub fn schedule(
-    found: Vec<Found>,
-    args: &ShapeArgs,
-    seed: u64,
-    fresh: &str,
-) -> Result<Schedule> {
+pub fn schedule(found: Vec<Found>, args: &ShapeArgs, seed: u64, fresh: &str) -> Result<Schedule> {
     let source = Source::new(found, args);
     let mode = source.mode(args.mode)?;
     let mut shots = source.shots(args, seed)?;
@@ -165,9 +159,8 @@ pub fn schedule(
     }
     let requests = shots.iter().map(|shot| {
         let found = &source.found[shot.place];
-        let position_of = |place: Option<usize>| {
-            positions.get(&(shot.round, shot.copy, place?)).copied()
-        };
+        let position_of =
+            |place: Option<usize>| positions.get(&(shot.round, shot.copy, place?)).copied();
         let (salt, first_block) = salts.of(shot, &source);
         Planned {
             offset_ns: shot.offset_ns,
@@ -228,7 +221,11 @@ impl Source {
             )
         });
         let before = predecessors(lines);
-        let places: HashMap<i64, usize> = found.iter().map(|f| f.original.request_id).zip(0..).collect();
+        let places: HashMap<i64, usize> = found
+            .iter()
+            .map(|f| f.original.request_id)
+            .zip(0..)
+            .collect();
         let parents = found
             .iter()
             .map(|f| places.get(&f.original.parent_request_id?).copied())
@@ -285,7 +282,9 @@ impl Source {
             Rounds::For(long_ns) => {
                 let round_ns = scaled(self.period_ns, args.speed);
                 if round_ns == 0 {
-                    bail!("--loop for a time needs requests at more than one instant\nhint: --loop N");
+                    bail!(
+                        "--loop for a time needs requests at more than one instant\nhint: --loop N"
+                    );
                 }
                 let rounds = long_ns.div_euclid(round_ns) + 1;
                 (u32::try_from(rounds).unwrap_or(u32::MAX), long_ns)
@@ -293,7 +292,9 @@ impl Source {
         };
         let number = self.found.len() as u128 * u128::from(args.copies) * u128::from(rounds);
         if number > MOST as u128 {
-            bail!("these are {number} requests, at most {MOST} can be planned\nhint: --limit, fewer --copies, a shorter --loop");
+            bail!(
+                "these are {number} requests, at most {MOST} can be planned\nhint: --limit, fewer --copies, a shorter --loop"
+            );
         }
         let mut shots = Vec::with_capacity(number as usize);
         for round in 0..rounds {

@@ -8,9 +8,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use tapedeck_clock::realtime_ns;
 use tapedeck_recording::manifest::Workload;
-use tapedeck_recording::{
-    Outcome, Phase, Recording, RequestRow, ResponseRow, Table, body_hash,
-};
+use tapedeck_recording::{Outcome, Phase, Recording, RequestRow, ResponseRow, Table, body_hash};
 
 use crate::cli::{From, SourceArgs};
 use crate::import::Imported;
@@ -233,7 +231,9 @@ fn of_trace(args: &SourceArgs) -> Result<(Origin, Vec<Found>)> {
         Found {
             t_ns: seen[place].t_ns,
             t_end_ns: row.t_end_ns.map(|t_ns| imported.offset_ns(t_ns)),
-            cancel_after: None,
+            cancel_after: row.t_end_ns.filter(|_| row.cancelled).map(|t_end_ns| {
+                Duration::from_nanos(u64::try_from(t_end_ns - row.t_ns).unwrap_or(0))
+            }),
             input_tokens: original.input_tokens,
             output_tokens: row.output_tokens.and_then(count),
             original,

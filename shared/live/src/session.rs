@@ -204,11 +204,7 @@ pub(crate) async fn next_turn(worker: &Rc<Worker>, assignment: Assignment) -> Op
 }
 
 /// The first turn of a session that began within another.
-async fn first_turn(
-    worker: Rc<Worker>,
-    turn: Turn,
-    course: Arc<Course>,
-) -> Option<Assignment> {
+async fn first_turn(worker: Rc<Worker>, turn: Turn, course: Arc<Course>) -> Option<Assignment> {
     let later = turn.arrival.conversation.as_ref();
     let left = 1 + later.map_or(0, |conversation| conversation.turns_left());
     let after = turn.after;
