@@ -30,6 +30,7 @@ mod proxy_rotation;
 mod proxy_upstreams;
 mod readme;
 mod record_load;
+mod replay_modes;
 mod replay_run;
 mod report;
 mod secrets;

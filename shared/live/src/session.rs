@@ -1,9 +1,9 @@
 //! The turns of a session: each is sent when the one before is done.
 //!
-//! A turn that fails ends its session unless that says otherwise, and so does a run that is stopped or whose
+//! A turn that fails ends its session, and so does a run that is stopped or whose
 //! duration is over: what a user would have said next to an answer that never came
-//! is nobody's to guess. Turns that were not sent are counted in a mark
-//! `session_ended`.
+//! is nobody's to guess. Replays outlive failures: there it is known. Turns that
+//! were not sent are counted in a mark `session_ended`.
 
 use std::cell::RefCell;
 use std::rc::Rc;
