@@ -237,6 +237,35 @@ fn simulated(source: &Path, flags: &str, out: &Path) -> Vec<RequestRow> {
 }
 
 #[test]
+fn a_sub_agent_begins_when_its_parent_is_done() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let line = format!(
+        "run {} --url sim:?ttft_ms=150&itl_ms=1&tokens=2 --speed 3 --pin-output off --json --out {}",
+        fixture("weka").display(),
+        out.display()
+    );
+    run_line("replay", &line).expect(0);
+    let rows = rows(&out);
+    let of = |replay_of: i64| {
+        let mut requests = rows.requests.iter();
+        requests.find(|r| r.replay_of == Some(replay_of)).unwrap()
+    };
+    for (original, parent, session) in [(2, 0, "one/a1"), (3, 2, "one/a1"), (4, 0, "one")] {
+        let (request, parent) = (of(original), of(parent));
+        assert_eq!(request.session_id.as_deref(), Some(session));
+        assert_eq!(request.parent_request_id, Some(parent.request_id));
+        assert!(request.t_sent_ns.unwrap() > t_end_ns(&rows, parent.request_id));
+    }
+    // Due after 100 ms, when its parent was being answered.
+    let begun_ns = of(2).t_scheduled_ns.unwrap();
+    assert_eq!(begun_ns, t_end_ns(&rows, of(0).request_id));
+    // The next turn of its parent's session waits for its own instant.
+    let offset_ns = of(4).t_scheduled_ns.unwrap() - of(0).t_scheduled_ns.unwrap();
+    assert_eq!(offset_ns, 300 * MS);
+}
+
+#[test]
 fn copies_share_no_prompts_and_no_blocks() {
     let dir = tempfile::tempdir().unwrap();
     let source = fixture("aiperf_inputs.json");

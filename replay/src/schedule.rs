@@ -8,7 +8,11 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use tapedeck_recording::{RequestRow, body_hash};
 
-use crate::cli::{Mode, Rounds, Salt, ShapeArgs};
+use crate::cli::{Mode, Rounds, ShapeArgs};
+
+mod salts;
+
+use salts::Salts;
 
 /// A request of the source as far as it decides which are chosen.
 #[derive(Debug, Clone)]
@@ -356,52 +360,6 @@ impl Shot {
             0 => Arc::clone(original),
             _ => name.into(),
         })
-    }
-}
-
-/// What prompts begin with, and the block ids that go with it.
-struct Salts<'a> {
-    salt: Option<Salt>,
-    seed: u64,
-    fresh: &'a str,
-    /// Block ids of one salt.
-    stride: i64,
-    first_blocks: HashMap<Arc<str>, i64>,
-}
-
-impl<'a> Salts<'a> {
-    fn new(found: &[Arc<Found>], salt: Option<Salt>, seed: u64, fresh: &'a str) -> Self {
-        let runs = found.iter().filter_map(|f| f.original.block_runs.as_ref());
-        let ends = runs.flat_map(|runs| runs.iter().map(|(start, len)| start + i64::from(*len)));
-        Self {
-            salt,
-            seed,
-            fresh,
-            stride: ends.max().unwrap_or(0),
-            first_blocks: HashMap::new(),
-        }
-    }
-
-    fn of(&mut self, shot: &Shot, source: &Source) -> (Option<Arc<str>>, i64) {
-        let named = match self.salt {
-            None if shot.copy == 0 => return (None, 0),
-            None => format!("copy {} {}", self.seed, shot.copy),
-            Some(Salt::Run) => format!("run {} {}", self.fresh, shot.copy),
-            Some(Salt::Session) => {
-                let root = &source.found[source.roots[shot.place]].original;
-                let name = match &root.session_id {
-                    Some(session) => format!("session {session}"),
-                    None => format!("request {}", root.request_id),
-                };
-                format!("{} {} {} {name}", self.fresh, shot.copy, shot.round)
-            }
-        };
-        let salt: Arc<str> = body_hash(named.as_bytes())[..8].into();
-        // The unsalted first copy has the ids from 0.
-        let reserved = i64::from(self.salt.is_none());
-        let next = (self.first_blocks.len() as i64 + reserved).saturating_mul(self.stride);
-        let first = *self.first_blocks.entry(Arc::clone(&salt)).or_insert(next);
-        (Some(salt), first)
     }
 }
 

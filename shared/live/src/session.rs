@@ -233,7 +233,8 @@ impl Turn {
         slot: Option<SlotGuard>,
     ) -> Option<Assignment> {
         let (t_planned_ns, due_ns) = course.instants_of(self.due, self.t_end_ns);
-        if !wait_until(worker, &course, due_ns).await {
+        let looking_ns = looking_ns(self.due);
+        if !wait_until(worker, &course, due_ns, looking_ns).await {
             return None;
         }
         let arrival = Arrival {
@@ -254,19 +255,27 @@ impl Turn {
     }
 }
 
-/// The last of a wait is spent looking at the clock between the other tasks' turns:
-/// tokio's timer counts milliseconds and is up to 2 ms late.
+/// tokio's timer counts milliseconds and is up to 2 ms late. For an instant of the
+/// plan the last of the wait is spent looking at the clock between the other tasks'
+/// turns; a think time may be as late as that, and costs no CPU.
 const LOOKING_NS: i64 = 2_000_000;
 
+fn looking_ns(due: Due) -> i64 {
+    match due {
+        Due::After(_) => 0,
+        Due::At(_) => LOOKING_NS,
+    }
+}
+
 /// False when the run ends first.
-async fn wait_until(worker: &Worker, course: &Course, due_ns: i64) -> bool {
+async fn wait_until(worker: &Worker, course: &Course, due_ns: i64, looking_ns: i64) -> bool {
     loop {
         let now_ns = worker.clock.now_ns();
         let ended = due_ns.max(now_ns) >= course.until_ns;
         if ended || course.stop.level() != StopLevel::Run {
             return false;
         }
-        match u64::try_from(due_ns - now_ns - LOOKING_NS) {
+        match u64::try_from(due_ns - now_ns - looking_ns) {
             Ok(left_ns @ 1..) => {
                 tokio::time::sleep(Duration::from_nanos(left_ns).min(LOOK_UP)).await;
             }

@@ -92,46 +92,64 @@ pub(super) fn client(file: &Path, seed: u64, reading: &mut Reading) -> Result<()
     })?;
     let name = file.file_name().unwrap_or_default().to_string_lossy();
     for (place, (number, window)) in windows.iter().enumerate() {
-        let next = windows.get(place + 1).map(|(_, next)| next.begin_ns);
-        let before = place
-            .checked_sub(1)
-            .map(|before| windows[before].1.begin_ns);
-        let length_ns = match (next, before) {
-            (Some(next_ns), _) => next_ns - window.begin_ns,
-            (None, Some(before_ns)) => window.begin_ns - before_ns,
-            (None, None) => WINDOW_NS,
-        };
-        let Some(gaps) = window.gaps.filter(|_| window.rate_per_s > 0.0) else {
-            continue;
-        };
-        let begun = lengths.iter().rfind(|l| l.begin_ns <= window.begin_ns);
-        let Some(lengths) = begun else {
-            let problem = "asks before any lengths are known".to_owned();
-            reading.bad(row_error(file, *number, problem))?;
-            continue;
-        };
         let key = format!("servegen {seed} {name} {}", window.begin_ns);
         let mut rng = StdRng::from_seed(*blake3::hash(key.as_bytes()).as_bytes());
-        let wanted = window.rate_per_s * length_ns as f64 / 1e9;
-        let number_of_rows = wanted.floor() + f64::from(rng.random_bool(wanted.fract()));
-        if reading.rows.len() as f64 + number_of_rows > MOST_ROWS as f64 {
-            let problem = format!(
-                "the windows up to here make more than {MOST_ROWS} requests: name fewer clients"
-            );
-            return Err(row_error(file, *number, problem).into());
-        }
-        for at in around(number_of_rows as usize, gaps, &mut rng) {
-            let t_ns = window.begin_ns + (at * length_ns as f64) as i64;
-            let input = drawn(&lengths.input, &mut rng);
-            let output = drawn(&lengths.output, &mut rng);
-            reading.rows.push(Row {
-                input_tokens: Some(input),
-                output_tokens: Some(output),
-                ..Row::new(*number, t_ns)
-            });
+        let drawn = requests(
+            *number,
+            window,
+            length_ns(&windows, place),
+            &lengths,
+            &mut rng,
+        );
+        match drawn {
+            Ok(rows) if reading.rows.len() + rows.len() > MOST_ROWS => {
+                let problem = format!(
+                    "the windows up to here make more than {MOST_ROWS} requests: name fewer clients"
+                );
+                return Err(row_error(file, *number, problem).into());
+            }
+            Ok(mut rows) => reading.rows.append(&mut rows),
+            Err(problem) => reading.bad(row_error(file, *number, problem))?,
         }
     }
     Ok(())
+}
+
+/// Until the next window begins; the last is as long as the one before.
+fn length_ns(windows: &[(u64, Window)], place: usize) -> i64 {
+    let begin_ns = |place: usize| windows.get(place).map(|(_, window)| window.begin_ns);
+    let own_ns = windows[place].1.begin_ns;
+    let next = begin_ns(place + 1).map(|next_ns| next_ns - own_ns);
+    let before = place.checked_sub(1).and_then(begin_ns);
+    next.or_else(|| before.map(|before_ns| own_ns - before_ns))
+        .unwrap_or(WINDOW_NS)
+}
+
+/// The requests of a window that line `number` describes.
+fn requests(
+    number: u64,
+    window: &Window,
+    length_ns: i64,
+    lengths: &[Lengths],
+    rng: &mut StdRng,
+) -> Result<Vec<Row>, String> {
+    let Some(gaps) = window.gaps.filter(|_| window.rate_per_s > 0.0) else {
+        return Ok(Vec::new());
+    };
+    let begun = lengths.iter().rfind(|l| l.begin_ns <= window.begin_ns);
+    let lengths = begun.ok_or("asks before any lengths are known")?;
+    let wanted = window.rate_per_s * length_ns as f64 / 1e9;
+    if wanted > MOST_ROWS as f64 {
+        return Err(format!("asks for {wanted} requests, over {MOST_ROWS}"));
+    }
+    let n = wanted.floor() + f64::from(rng.random_bool(wanted.fract()));
+    let places = around(n as usize, gaps, rng);
+    let rows = places.into_iter().map(|at| Row {
+        input_tokens: Some(drawn(&lengths.input, rng)),
+        output_tokens: Some(drawn(&lengths.output, rng)),
+        ..Row::new(number, window.begin_ns + (at * length_ns as f64) as i64)
+    });
+    Ok(rows.collect())
 }
 
 /// `n` places on a circle of length 1, with gaps of that distribution.
