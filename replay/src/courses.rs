@@ -1,7 +1,7 @@
 //! Sessions of a plan as the engine sends them: each turn when it is due, its body
 //! made while the turn before is answered.
 
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -18,13 +18,16 @@ use crate::source::Plan;
 pub enum Bodies {
     /// Of every planned one.
     Ready(Vec<Arc<PreparedRequest>>),
-    /// Made when they are asked for. There are at most as many orders as sessions
-    /// under way: each orders its next turns alone.
-    Made(Sender<Order>),
+    /// Made when they are asked for.
+    Made(SyncSender<Order>),
 }
 
 /// A request to be made: its place in the plan, and who waits for it.
 pub type Order = (usize, SyncSender<Arc<PreparedRequest>>);
+
+/// Orders that wait at most; each session under way has one for its next turn, and
+/// who finds no room waits for the maker.
+const ORDERS: usize = 65_536;
 
 /// A plan and what follows what in it.
 #[derive(Debug)]
@@ -231,8 +234,8 @@ impl TurnMaker {
     ///
     /// # Errors
     /// When there is no thread to be had.
-    pub fn start(plan: &Arc<Plan>, maker: &Arc<Maker>) -> Result<(Self, Sender<Order>)> {
-        let (orders, ordered) = channel::<Order>();
+    pub fn start(plan: &Arc<Plan>, maker: &Arc<Maker>) -> Result<(Self, SyncSender<Order>)> {
+        let (orders, ordered) = sync_channel::<Order>(ORDERS);
         let failed = Arc::new(Mutex::new(None));
         let (plan, maker) = (Arc::clone(plan), Arc::clone(maker));
         let first_failure = Arc::clone(&failed);

@@ -53,7 +53,7 @@ fn inputs(file: &Path, reading: &mut Reading) -> Result<(), TraceError> {
         };
         for (turn, payload) in (0..).zip(payloads) {
             number += 1;
-            match with_payload(Row::new(number, 0), payload) {
+            match with_payload(&Row::new(number, 0), payload) {
                 Ok(row) => reading.rows.push(Row {
                     session: Some(name.as_str().into()),
                     turn: Some(turn),
@@ -79,7 +79,7 @@ fn records(file: &Path, reading: &mut Reading) -> Result<(), TraceError> {
         let t_ns = instant_ns(metadata, "request_start_ns")?;
         let mut row = Row::new(number, t_ns.ok_or("has no request_start_ns")?);
         if let Some(payload) = fields.get("payload").filter(|payload| !payload.is_null()) {
-            row = with_payload(row, payload)?;
+            row = with_payload(&row, payload)?;
         }
         let cancelled = metadata.get("was_cancelled").and_then(Value::as_bool);
         row.cancelled = cancelled.unwrap_or(false);
@@ -112,7 +112,7 @@ fn instant_ns(fields: &Fields, name: &str) -> Result<Option<i64>, String> {
 }
 
 /// `row` with what was sent: a body, or the text of one.
-fn with_payload(row: Row, payload: &Value) -> Result<Row, String> {
+fn with_payload(row: &Row, payload: &Value) -> Result<Row, String> {
     let parsed;
     let fields = match payload {
         Value::Object(fields) => fields,
