@@ -35,6 +35,7 @@ mod proxy_rotation;
 mod proxy_upstreams;
 mod readme;
 mod record_load;
+mod replay_modes;
 mod replay_run;
 mod replay_serve;
 mod report;

@@ -42,6 +42,7 @@ fn every_format_is_told_by_its_looks_and_imported_whole() {
         ("bailian.jsonl", "bailian", 2),
         ("ragpulse.jsonl", "ragpulse", 2),
         ("weka", "weka", 5),
+        ("servegen", "servegen", 18),
     ] {
         let (said, recording) = import(name, &dir.path().join(name));
         assert!(
@@ -143,7 +144,8 @@ fn a_trace_is_planned_and_filtered_without_an_import() {
         .stdout
     };
     let all = plan(&[]);
-    assert_eq!(all.lines().nth(3), Some("2,0.300000000,,0,1100,5"));
+    let third = all.lines().nth(3).unwrap();
+    assert!(third.starts_with("2,0.300000000,,0,1100,5,"), "{third}");
     assert_eq!(plan(&["--limit", "2"]).lines().count(), 3);
     let some = plan(&["--where", "input_tokens > 650", "--speed", "2"]);
     let ids: Vec<_> = some

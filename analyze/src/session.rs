@@ -698,10 +698,11 @@ pub(crate) fn ran_without_log(settings: &serde_json::Value) -> bool {
 
 /// A rate, constant or not, all at once, or the offsets of a replay.
 fn is_open_loop(settings: &serde_json::Value) -> bool {
+    let mode = settings.get("mode").and_then(serde_json::Value::as_str);
     is_set(settings, "rate_per_s")
         || is_set(settings, "rate_shape")
         || settings.get("all_at_once") == Some(&true.into())
-        || settings.get("mode") == Some(&"open".into())
+        || ["open", "session"].map(Some).contains(&mode)
 }
 
 /// The tokenizer that was chosen, else the one that the manifest names if it is

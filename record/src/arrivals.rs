@@ -162,6 +162,7 @@ impl Sent<'_> {
             turn: None,
             parent_request_id: None,
             replay_of: None,
+            cancel_after: None,
             conversation: None,
         }
     }

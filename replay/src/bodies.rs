@@ -9,7 +9,7 @@ use bytes::Bytes;
 use serde_json::{Map, Value, json};
 use tapedeck_live::PreparedRequest;
 use tapedeck_recording::RequestRow;
-use tapedeck_run::args::TargetArgs;
+use tapedeck_run::args::{Content, TargetArgs};
 use tapedeck_run::requests::{RequestBuilder, timeouts};
 use tapedeck_run::server::Server;
 use tapedeck_wire::dialect::{Api, Dialect, Placeholder};
@@ -19,7 +19,9 @@ use url::Url;
 
 use crate::cli::{Pin, RunArgs};
 use crate::import::COUNTED_BY_TRACE;
-use crate::source::{Plan, Planned};
+use crate::salt::salted;
+use crate::schedule::Planned;
+use crate::source::Plan;
 
 /// Prompts counted before the start, to see that they are what was asked for.
 const CHECKED_PROMPTS: usize = 32;
@@ -52,6 +54,8 @@ pub struct Maker {
     pin: Option<Pin>,
     synthesis: Option<Synthesis>,
     blocks_are_tokens: bool,
+    /// Whether block ids may be recorded: `lengths` keeps no identity of prompts.
+    records_blocks: bool,
     /// Prompts that were counted, and those of them that had the right number.
     checked: Option<(usize, usize)>,
 }
@@ -63,8 +67,8 @@ impl Maker {
     pub fn new(plan: &Plan, server: &Server, args: &RunArgs) -> Result<Self> {
         let apis = apis(plan)?;
         let mut builders = BTreeMap::new();
-        for planned in &plan.requests {
-            let original = &planned.original;
+        for planned in plan.requests() {
+            let original = &planned.found.original;
             if let Entry::Vacant(place) = builders.entry(way(original)) {
                 let api = apis[&*original.api];
                 let target = aimed(&args.target, original, api);
@@ -80,6 +84,7 @@ impl Maker {
             pin: args.synthesis.pin_output,
             synthesis: None,
             blocks_are_tokens: plan.origin.blocks_are_tokens,
+            records_blocks: !matches!(args.output.privacy.content, Content::Lengths),
             checked: None,
         };
         if plan.lacks_bodies() {
@@ -92,15 +97,18 @@ impl Maker {
         self.made_model = Some(match &self.model {
             Some(model) => model.clone(),
             None => {
-                let api = apis(plan)?[&*plan.requests[0].original.api];
+                let api = apis(plan)?[&*plan.requests()[0].found.original.api];
                 server.first_model(&args.target, api, &timeouts(&args.connection))?
             }
         });
         let path = args.synthesis.tokenizer_path.as_deref();
         let mut synthesis = Synthesis::new(path, args.source.from.seed)?;
-        let made = || plan.requests.iter().filter(|p| p.original.body.is_none());
-        let shapes = made().filter_map(|planned| self.shape(planned).ok());
-        synthesis.learn_sizes(shapes);
+        let made = || {
+            let lacks_body = |p: &&Planned| p.found.original.body.is_none();
+            plan.requests().iter().filter(lacks_body)
+        };
+        let shapes = made().map(|planned| self.shape(planned));
+        synthesis.learn_sizes(shapes.collect::<Result<Vec<_>>>()?.into_iter());
         let mut checked = (0, 0);
         let mut tokens = 0;
         for planned in made().take(CHECKED_PROMPTS) {
@@ -158,7 +166,7 @@ impl Maker {
     /// # Errors
     /// When the source says neither what the request was nor how long.
     pub fn request(&self, planned: &Planned) -> Result<PreparedRequest> {
-        match &planned.original.body {
+        match &planned.found.original.body {
             Some(body) => self.recorded(planned, body),
             None => self.made(planned),
         }
@@ -170,11 +178,13 @@ impl Maker {
     /// As [`Self::request`].
     pub fn requests(&self, plan: &Plan) -> Result<Vec<Arc<PreparedRequest>>> {
         let mut built: HashMap<_, Arc<PreparedRequest>> = HashMap::new();
-        let mut requests = Vec::with_capacity(plan.requests.len());
-        for planned in &plan.requests {
-            let original = &planned.original;
-            let pinned = planned.output_tokens.filter(|_| self.pin() != Pin::Off);
-            let key = (way(original), original.body.clone(), pinned);
+        let mut requests = Vec::with_capacity(plan.requests().len());
+        for planned in plan.requests() {
+            let original = &planned.found.original;
+            let output_tokens = planned.found.output_tokens;
+            let pinned = output_tokens.filter(|_| self.pin() != Pin::Off);
+            let salt = planned.salt.clone();
+            let key = (way(original), original.body.clone(), pinned, salt);
             if let Some(request) = built.get(&key) {
                 requests.push(Arc::clone(request));
                 continue;
@@ -192,10 +202,10 @@ impl Maker {
             .with_context(|| format!("no endpoint for {}", original.url_path))
     }
 
-    /// The original body byte for byte, unless another model or a pinned output is
-    /// asked for.
+    /// The original body byte for byte, unless another model, a salt or a pinned
+    /// output is asked for.
     fn recorded(&self, planned: &Planned, body: &Bytes) -> Result<PreparedRequest> {
-        let original = &planned.original;
+        let original = &planned.found.original;
         let (api, builder) = self.builder(original)?;
         let (body, model) = match &self.model {
             None => (body.clone(), original.model.as_deref().map(str::to_owned)),
@@ -204,8 +214,12 @@ impl Maker {
                 Some(model.clone()),
             ),
         };
+        let body = match &planned.salt {
+            Some(salt) => salted(*api, original, &body, salt)?,
+            None => body,
+        };
         let pin = self.pin.unwrap_or(Pin::Off);
-        if let Some(length) = planned.output_tokens.filter(|_| pin != Pin::Off) {
+        if let Some(length) = planned.found.output_tokens.filter(|_| pin != Pin::Off) {
             let fields = fields_of(original, &body, "--pin-output")?;
             if !CONSTRAINTS.iter().any(|name| fields.contains_key(*name)) {
                 let options = BodyOptions {
@@ -220,11 +234,11 @@ impl Maker {
     }
 
     fn made(&self, planned: &Planned) -> Result<PreparedRequest> {
-        let original = &planned.original;
+        let original = &planned.found.original;
         let synthesis = self.synthesis.as_ref().context("no prompts were planned")?;
         let shape = self.shape(planned)?;
         let pin = self.pin();
-        let length = planned.output_tokens.filter(|_| pin != Pin::Off);
+        let length = planned.found.output_tokens.filter(|_| pin != Pin::Off);
         let options = BodyOptions {
             model: self.made_model.clone(),
             stream: Some(original.stream),
@@ -240,13 +254,31 @@ impl Maker {
         Ok(PreparedRequest {
             input_tokens: i32::try_from(shape.input_tokens).ok(),
             input_tokens_source: Some(source.into()),
+            block_size: shape.block_size.and_then(|n| i32::try_from(n).ok()),
+            block_runs: self.block_runs(planned),
             ..self.builder(original)?.1.request(&prompt, &options)
         })
     }
 
+    /// Ids of the blocks that a made prompt has, apart from those of other salts.
+    fn block_runs(&self, planned: &Planned) -> Option<Arc<[(i64, i32)]>> {
+        let runs = planned.found.original.block_runs.as_ref();
+        let runs = runs.filter(|_| self.records_blocks)?;
+        Some(match planned.first_block {
+            0 => Arc::clone(runs),
+            first => runs
+                .iter()
+                .map(|(start, len)| (start.saturating_add(first), *len))
+                .collect(),
+        })
+    }
+
     fn shape<'a>(&self, planned: &'a Planned) -> Result<Shape<'a>> {
-        let original = &planned.original;
-        let tokens = planned.input_tokens.and_then(|n| u32::try_from(n).ok());
+        let original = &planned.found.original;
+        let tokens = planned
+            .found
+            .input_tokens
+            .and_then(|n| u32::try_from(n).ok());
         let Some(tokens) = tokens else {
             bail!(
                 "request {} was recorded without its body, and nothing says how long it was\nhint: --where \"input_tokens IS NOT NULL\" leaves such requests out",
@@ -260,6 +292,7 @@ impl Maker {
             block_runs: original.block_runs.as_deref().unwrap_or_default(),
             request_id: original.request_id,
             session_id: original.session_id.as_deref(),
+            salt: planned.salt.as_deref().unwrap_or_default(),
         })
     }
 }
@@ -295,8 +328,8 @@ pub fn apis(plan: &Plan) -> Result<BTreeMap<&str, Api>> {
         None => None,
     };
     let mut apis = BTreeMap::new();
-    for planned in &plan.requests {
-        let original = &planned.original;
+    for planned in plan.requests() {
+        let original = &planned.found.original;
         let name = &*original.api;
         let own = recorded.filter(|api| api.as_str() == name);
         let Some(api) = own.or_else(|| Api::from_word(name)) else {
@@ -323,7 +356,11 @@ pub fn aimed(target: &TargetArgs, original: &RequestRow, api: Api) -> TargetArgs
     aimed
 }
 
-fn fields_of(original: &RequestRow, body: &[u8], flag: &str) -> Result<Map<String, Value>> {
+pub(crate) fn fields_of(
+    original: &RequestRow,
+    body: &[u8],
+    flag: &str,
+) -> Result<Map<String, Value>> {
     serde_json::from_slice(body).with_context(|| {
         format!(
             "{flag} cannot be set in request {}, its body is no JSON object",

@@ -73,6 +73,7 @@ impl Imported {
             format,
             skip_bad: args.skip_bad,
             block_size: args.trace_block_size,
+            seed: args.seed,
         })?;
         let lint = trace.lint();
         let guessed = if format.is_none() {
@@ -110,7 +111,7 @@ impl Imported {
     }
 
     /// Arrival of a row from that of the first, ns.
-    fn offset_ns(&self, t_ns: i64) -> i64 {
+    pub(crate) fn offset_ns(&self, t_ns: i64) -> i64 {
         t_ns.saturating_sub(self.trace.rows[0].t_ns)
     }
 

@@ -1,14 +1,17 @@
 //! Replay: the load generator with arrivals from a recording.
 //!
-//! [`source`] turns a recording or a trace into planned requests, [`bodies`] makes
-//! what is sent of them, [`run`] sends it through the same harness as `record load`.
-//! [`import`] makes a recording of a trace, and [`serve`] stands in for the server
-//! that was recorded.
+//! [`source`] reads a recording or a trace, [`schedule`] makes a plan of it, [`bodies`]
+//! what is sent, [`courses`] who waits for whom, and [`run`] sends it through the same
+//! harness as `record load`. [`import`] makes a recording of a trace, and [`serve`]
+//! stands in for the server that was recorded.
 
 pub mod bodies;
 pub mod cli;
+pub mod courses;
 pub mod import;
 pub mod run;
+pub mod salt;
+pub mod schedule;
 pub mod serve;
 pub mod source;
 

@@ -1,15 +1,14 @@
 //! `replay run` and `replay plan`.
 
-use std::collections::HashMap;
 use std::io::{ErrorKind, Write};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
-use tapedeck_live::{Arrival, PreparedRequest};
-use tapedeck_recording::Phase;
+use tapedeck_live::PreparedRequest;
 use tapedeck_recording::manifest::Workload;
 use tapedeck_run::ending::Ending;
 use tapedeck_run::harness::{self, Harness, Seeded};
@@ -19,35 +18,27 @@ use tapedeck_run::requests::check_connections;
 use tapedeck_run::server::Server;
 
 use crate::bodies::{Maker, aimed, apis};
-use crate::cli::{Pin, PlanArgs, RunArgs, SourceArgs};
-use crate::source::{Plan, Planned, plan};
+use crate::cli::{Mode, PlanArgs, Rounds, RunArgs, Salt, SourceArgs};
+use crate::courses::{Bodies, Courses, TurnMaker, cancelled};
+use crate::schedule::Planned;
+use crate::source::{Plan, plan};
 
-/// Prints `request_id,offset_s,model,body_bytes,input_tokens,output_tokens` of every
-/// planned arrival; what is not known is empty.
+/// Columns of a printed plan.
+const COLUMNS: &str = "request_id,offset_s,model,body_bytes,input_tokens,output_tokens,session_id,turn,after,think_s,cancel_after_s,copy,round";
+
+/// Prints the planned arrivals as CSV, [`COLUMNS`]; what is not known is empty.
+/// `after` is the line, from 0, of the request whose end a later turn waits for.
 ///
 /// # Errors
 /// When the source cannot be read or stdout cannot be written.
 pub fn print_plan(args: &PlanArgs) -> Result<()> {
-    let plan = plan(&args.source, false)?;
-    let number = |n: Option<i32>| n.map(|n| n.to_string()).unwrap_or_default();
+    let plan = plan(&args.source)?;
+    announce("planned", &plan);
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
     let mut print = || -> std::io::Result<()> {
-        writeln!(
-            out,
-            "request_id,offset_s,model,body_bytes,input_tokens,output_tokens"
-        )?;
-        for planned in &plan.requests {
-            let original = &planned.original;
-            writeln!(
-                out,
-                "{},{:.9},{},{},{},{}",
-                original.request_id,
-                planned.offset_ns as f64 / 1e9,
-                original.model.as_deref().unwrap_or_default(),
-                original.body_bytes,
-                number(planned.input_tokens),
-                number(planned.output_tokens),
-            )?;
+        writeln!(out, "{COLUMNS}")?;
+        for planned in plan.requests() {
+            writeln!(out, "{}", line(planned, plan.schedule.mode))?;
         }
         out.flush()
     };
@@ -55,6 +46,66 @@ pub fn print_plan(args: &PlanArgs) -> Result<()> {
         // A reader that has seen enough is no error.
         Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),
         result => result.context("cannot write the plan"),
+    }
+}
+
+fn line(planned: &Planned, mode: Mode) -> String {
+    let found = &planned.found;
+    let original = &found.original;
+    let number = |n: Option<i32>| n.map(|n| n.to_string()).unwrap_or_default();
+    let seconds = |d: Option<Duration>| d.map(|d| format!("{:.9}", d.as_secs_f64()));
+    let think = planned.after.filter(|_| mode == Mode::Closed);
+    let cells = [
+        original.request_id.to_string(),
+        format!("{:.9}", planned.offset_ns as f64 / 1e9),
+        cell(original.model.as_deref()),
+        original.body_bytes.to_string(),
+        number(found.input_tokens),
+        number(found.output_tokens),
+        cell(planned.session_id.as_deref()),
+        number(original.turn),
+        planned.after.map(|n| n.to_string()).unwrap_or_default(),
+        seconds(think.map(|_| planned.think)).unwrap_or_default(),
+        seconds(found.cancel_after).unwrap_or_default(),
+        planned.copy.to_string(),
+        planned.round.to_string(),
+    ];
+    cells.join(",")
+}
+
+/// Quoted as CSV has it where it must be.
+fn cell(text: Option<&str>) -> String {
+    let text = text.unwrap_or_default();
+    if text.contains([',', '"', '\n', '\r']) {
+        format!("\"{}\"", text.replace('"', "\"\""))
+    } else {
+        text.to_owned()
+    }
+}
+
+/// Says on stderr what is about to be done.
+fn announce(what: &str, plan: &Plan) {
+    let requests = plan.requests();
+    let waiting = requests.iter().filter(|p| p.after.is_some()).count();
+    eprintln!(
+        "{what} {} requests of {} over {:.1} s, mode {}",
+        requests.len(),
+        plan.origin.name,
+        plan.span_s(),
+        plan.schedule.mode.as_str()
+    );
+    if waiting > 0 {
+        eprintln!("{waiting} of them are later turns, each sent when the one before is done");
+    }
+    let from_start = plan.schedule.think_from_start;
+    if from_start > 0 {
+        eprintln!(
+            "{from_start} think times count from the start of the turn before: the source does not say when that ended"
+        );
+    }
+    let cancelled = cancelled(plan);
+    if cancelled > 0 {
+        eprintln!("{cancelled} were cancelled and are cancelled again");
     }
 }
 
@@ -70,65 +121,65 @@ const AHEAD: usize = 128;
 /// # Errors
 /// When the source cannot be replayed, the probe fails, or the disk does.
 pub fn run(args: &RunArgs) -> Result<Ending> {
-    let pins = args.synthesis.pin_output.is_some_and(|pin| pin != Pin::Off);
-    let plan = plan(&args.source, pins)?;
+    let plan = Arc::new(plan(&args.source)?);
     let root = output::root(&args.output, COMMAND)?;
-    let first = &plan.requests[0].original;
+    let first = &plan.requests()[0].found.original;
     let first_api = apis(&plan)?[&*first.api];
     check_connections(first_api, &args.connection)?;
     let server = Server::reach(&aimed(&args.target, first, first_api), first_api)?;
-    let maker = Maker::new(&plan, &server, args)?;
+    let maker = Arc::new(Maker::new(&plan, &server, args)?);
     let sampling = server.sampling(&args.server_metrics, &args.target)?;
     let seeded = Seeded {
         seed: args.source.from.seed,
         tokenizer_path: args.synthesis.tokenizer_path.as_deref(),
     };
-    let harness = Harness::new(&server, &args.connection, &args.output, seeded, sampling)?;
-    eprintln!(
-        "replaying {} requests of {} over {:.1} s, mode {}",
-        plan.requests.len(),
-        plan.origin.name,
-        plan.requests
-            .last()
-            .map_or(0.0, |p| p.offset_ns as f64 / 1e9),
-        args.source.mode.as_str()
-    );
+    let mut harness = Harness::new(&server, &args.connection, &args.output, seeded, sampling)?;
+    harness.attempts.max_lateness = args.max_lateness;
+    announce("replaying", &plan);
+    // The probe has the first id.
+    let first_id = i64::from(!args.no_probe);
     // Recorded bodies lie in memory already; prompts are made as they are due.
     let done = if plan.lacks_bodies() {
         let hash = plan.origin.workload.content_hash.clone();
-        let first = Arc::new(maker.request(&plan.requests[0])?);
+        let first = Arc::new(maker.request(&plan.requests()[0])?);
         let recorded = harness_plan(args, &plan, &maker, &harness, first, hash);
-        send_made(&harness, &root, &recorded, &plan, &maker)?
+        let (turns, orders) = TurnMaker::start(&plan, &maker)?;
+        let courses = Courses::new(Arc::clone(&plan), Bodies::Made(orders), first_id);
+        let done = send_made(&harness, &root, &recorded, courses, &plan, &maker);
+        // Nobody orders any more: the maker ends.
+        turns.finish()?;
+        done?
     } else {
         let requests = maker.requests(&plan)?;
         let hash = Some(content_hash(&requests));
         let first = Arc::clone(&requests[0]);
         let recorded = harness_plan(args, &plan, &maker, &harness, first, hash);
-        let ids = ReplayIds::new(&plan, &recorded);
-        let arrivals = plan.requests.iter().zip(requests);
-        let arrivals = arrivals.map(|(planned, request)| ids.arrival(planned, request));
+        let courses = Courses::new(Arc::clone(&plan), Bodies::Ready(requests.clone()), first_id);
+        let arrivals = courses.roots();
+        let arrivals = arrivals.map(|place| courses.arrival(place, Arc::clone(&requests[place])));
         harness.record(&root, &recorded, arrivals)?
     };
     harness.stop.finish();
     output::finish(&args.output, &[done])
 }
 
-/// Records the plan while a thread of its own makes its requests.
+/// Records the plan while a thread of its own makes the requests that nothing has to
+/// end before.
 fn send_made(
     harness: &Harness<'_>,
     root: &Path,
     recorded: &harness::Plan,
+    courses: Arc<Courses>,
     plan: &Plan,
     maker: &Maker,
 ) -> Result<output::Outcome> {
-    let ids = ReplayIds::new(plan, recorded);
     let (give, take) = sync_channel(AHEAD);
     std::thread::scope(|scope| {
         let make = move || -> Result<()> {
-            for planned in &plan.requests {
-                let request = Arc::new(maker.request(planned)?);
+            for place in courses.roots() {
+                let request = Arc::new(maker.request(&plan.requests()[place])?);
                 // The run has ended: it was stopped, or says why itself.
-                if give.send(ids.arrival(planned, request)).is_err() {
+                if give.send(courses.arrival(place, request)).is_err() {
                     break;
                 }
             }
@@ -170,34 +221,7 @@ fn harness_plan(
         probe: (!args.no_probe).then_some(first),
         parallel: None,
         duration: args.duration,
-        number: Some(plan.requests.len() as u64),
-    }
-}
-
-/// The ids that requests of the source get in the replay.
-struct ReplayIds(HashMap<i64, i64>);
-
-impl ReplayIds {
-    fn new(plan: &Plan, recorded: &harness::Plan) -> Self {
-        // The probe has the first.
-        let first = i64::from(recorded.probe.is_some());
-        let originals = plan.requests.iter().map(|p| p.original.request_id);
-        Self(originals.zip(first..).collect())
-    }
-
-    fn arrival(&self, planned: &Planned, request: Arc<PreparedRequest>) -> Arrival {
-        let original = &planned.original;
-        let parent = original.parent_request_id;
-        Arrival {
-            request,
-            offset_ns: Some(planned.offset_ns),
-            phase: Phase::Measure,
-            session_id: original.session_id.clone(),
-            turn: original.turn,
-            parent_request_id: parent.and_then(|id| self.0.get(&id).copied()),
-            replay_of: Some(original.request_id),
-            conversation: None,
-        }
+        number: Some(plan.requests().len() as u64),
     }
 }
 
@@ -208,19 +232,39 @@ fn settings(
     maker: &Maker,
     harness: &Harness<'_>,
 ) -> Value {
+    let shape = &source.shape;
+    let seconds = |d: Option<Duration>| d.map(|d| d.as_secs_f64());
+    let ns = |ns: i64| (ns < i64::MAX).then_some(ns as f64 / 1e9);
     json!({
         "replay_of_recording_id": plan.origin.recording_id,
         "trace": plan.origin.trace,
         "synthesis": maker.settings(),
         "dialect": plan.origin.dialect,
         "pin_output": maker.pin().as_str(),
-        "mode": source.mode.as_str(),
-        "speed": source.speed,
+        "mode": plan.schedule.mode.as_str(),
+        "speed": shape.speed,
         "where": source.filter,
-        "limit": source.limit,
+        "limit": shape.limit,
+        "window_s": shape.window.map(|w| [ns(w.from_ns), ns(w.until_ns)]),
+        "sample_sessions": shape.sample_sessions,
+        "idle_cap_s": seconds(shape.idle_cap),
+        "copies": shape.copies,
+        "loop_times": match shape.rounds {
+            Rounds::Times(times) => Some(times),
+            Rounds::For(_) => None,
+        },
+        "loop_s": match shape.rounds {
+            Rounds::Times(_) => None,
+            Rounds::For(long_ns) => ns(long_ns),
+        },
+        "salt": shape.salt.map(Salt::as_str),
+        "think_from_start": plan.schedule.think_from_start,
+        "cancelled_again": cancelled(plan),
+        "max_lateness_s": seconds(args.max_lateness),
+        "seed": source.from.seed,
         "model": args.target.model,
-        "number": plan.requests.len(),
-        "duration_s": args.duration.map(|d| d.as_secs_f64()),
+        "number": plan.requests().len(),
+        "duration_s": seconds(args.duration),
         "probe": !args.no_probe,
         "workers": harness.workers,
         "simulator": harness.server.simulator_settings,

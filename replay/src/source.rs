@@ -1,26 +1,18 @@
 //! A recording or a trace becomes arrivals.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
+use tapedeck_clock::realtime_ns;
 use tapedeck_recording::manifest::Workload;
-use tapedeck_recording::{Phase, Recording, RequestRow, Table};
+use tapedeck_recording::{Outcome, Phase, Recording, RequestRow, ResponseRow, Table, body_hash};
 
 use crate::cli::{From, SourceArgs};
 use crate::import::Imported;
-
-/// A request of the source and when it is due.
-#[derive(Debug, Clone)]
-pub struct Planned {
-    /// From the first planned request, ns, speed applied.
-    pub offset_ns: i64,
-    pub original: RequestRow,
-    /// Of the source's response.
-    pub input_tokens: Option<i32>,
-    pub output_tokens: Option<i32>,
-}
+use crate::schedule::{Found, Planned, Schedule, Seen, chosen, schedule};
 
 /// What the requests were taken from.
 #[derive(Debug)]
@@ -42,33 +34,50 @@ pub struct Origin {
 #[derive(Debug)]
 pub struct Plan {
     pub origin: Origin,
-    pub requests: Vec<Planned>,
+    pub schedule: Schedule,
 }
 
 impl Plan {
+    #[must_use]
+    pub fn requests(&self) -> &[Planned] {
+        &self.schedule.requests
+    }
+
     /// Whether a body is to be made.
     #[must_use]
     pub fn lacks_bodies(&self) -> bool {
-        self.requests.iter().any(|p| p.original.body.is_none())
+        let mut originals = self.requests().iter().map(|p| &p.found.original);
+        originals.any(|original| original.body.is_none())
+    }
+
+    /// Offset of the last arrival, s.
+    #[must_use]
+    pub fn span_s(&self) -> f64 {
+        let last = self.requests().last();
+        last.map_or(0.0, |planned| planned.offset_ns as f64 / 1e9)
     }
 }
 
-/// Reads the source and settles what is sent when. The lengths of recorded
-/// responses are read where `wants_lengths`, or where bodies are missing.
+/// Reads the source and settles what is sent when.
 ///
 /// # Errors
 /// When the source is no single recording and no trace, the filter does not hold
 /// up as SQL, or nothing is left to send.
-pub fn plan(args: &SourceArgs, wants_lengths: bool) -> Result<Plan> {
-    let plan = if is_recording(args) {
-        of_recording(args, wants_lengths)?
+pub fn plan(args: &SourceArgs) -> Result<Plan> {
+    let (origin, found) = if is_recording(args) {
+        of_recording(args)?
     } else {
         of_trace(args)?
     };
-    if plan.requests.is_empty() {
+    if found.is_empty() {
         bail!("{} has no request to replay", args.source.display());
     }
-    Ok(plan)
+    let seed = args.from.seed;
+    let fresh = body_hash(format!("{} {}", realtime_ns(), std::process::id()).as_bytes());
+    Ok(Plan {
+        schedule: schedule(found, &args.shape, seed, &fresh)?,
+        origin,
+    })
 }
 
 fn is_recording(args: &SourceArgs) -> bool {
@@ -78,7 +87,7 @@ fn is_recording(args: &SourceArgs) -> bool {
     }
 }
 
-fn of_recording(args: &SourceArgs, wants_lengths: bool) -> Result<Plan> {
+fn of_recording(args: &SourceArgs) -> Result<(Origin, Vec<Found>)> {
     let mut recordings = Recording::open_all(&args.source)?;
     if recordings.len() != 1 {
         bail!(
@@ -89,57 +98,109 @@ fn of_recording(args: &SourceArgs, wants_lengths: bool) -> Result<Plan> {
     }
     let recording = recordings.remove(0);
     let kept = kept(args, &args.source)?;
-    let rows = recording.rows(Table::Requests)?.requests;
-    let mut requests = select(rows, kept.as_ref(), args);
-    let plan_lacks_bodies = requests.iter().any(|p| p.original.body.is_none());
-    if wants_lengths || plan_lacks_bodies {
-        add_lengths(&mut requests, &recording)?;
-    }
+    let requests = recording.rows(Table::Requests)?.requests;
+    let endings = endings(&requests, recording.rows(Table::Responses)?.responses);
+    let mut due: Vec<(i64, Option<RequestRow>)> = requests
+        .into_iter()
+        .filter(|row| row.attempt == 0 && row.phase != Phase::Probe)
+        .filter_map(|row| Some((arrived_ns(&row)?, Some(row))))
+        .collect();
+    due.sort_by_key(|(t_ns, row)| (*t_ns, row.as_ref().map(|row| row.request_id)));
+    let first_ns = due.first().map_or(0, |(t_ns, _)| *t_ns);
+    let seen: Vec<Seen> = due
+        .iter()
+        .filter_map(|(t_ns, row)| Some(seen(t_ns - first_ns, row.as_ref()?)))
+        .collect();
+    let places = chosen(&seen, kept.as_ref(), &args.shape, args.from.seed);
+    let found = places.into_iter().filter_map(|place| {
+        let original = due[place].1.take()?;
+        let ending = endings.get(&original.request_id);
+        Some(Found {
+            t_ns: seen[place].t_ns,
+            t_end_ns: ending.and_then(|e| Some(e.t_end_ns? - first_ns)),
+            cancel_after: ending.and_then(|e| e.cancel_after),
+            input_tokens: original
+                .input_tokens
+                .or_else(|| ending.and_then(|e| e.input_tokens)),
+            output_tokens: ending.and_then(|e| e.output_tokens),
+            original,
+        })
+    });
+    let found = found.collect();
+    Ok((origin_of(args, recording), found))
+}
+
+fn origin_of(args: &SourceArgs, recording: Recording) -> Origin {
     let manifest = recording.manifest;
     let unit = manifest.settings.pointer("/blocks/unit");
-    Ok(Plan {
-        origin: Origin {
-            name: manifest.name,
-            recording_id: Some(manifest.recording_id),
-            workload: Workload {
-                kind: "recording".to_owned(),
-                path: Some(args.source.display().to_string()),
-                content_hash: manifest.workload.and_then(|w| w.content_hash),
-                seed: args.from.seed,
-            },
-            trace: Value::Null,
-            dialect: manifest
-                .settings
-                .get("dialect")
-                .cloned()
-                .unwrap_or_default(),
-            blocks_are_tokens: unit.is_none_or(|unit| unit == &json!("tokens")),
+    Origin {
+        name: manifest.name,
+        recording_id: Some(manifest.recording_id),
+        workload: Workload {
+            kind: "recording".to_owned(),
+            path: Some(args.source.display().to_string()),
+            content_hash: manifest.workload.and_then(|w| w.content_hash),
+            seed: args.from.seed,
         },
-        requests,
-    })
+        trace: Value::Null,
+        dialect: manifest
+            .settings
+            .get("dialect")
+            .cloned()
+            .unwrap_or_default(),
+        blocks_are_tokens: unit.is_none_or(|unit| unit == &json!("tokens")),
+    }
 }
 
-fn add_lengths(requests: &mut [Planned], recording: &Recording) -> Result<()> {
-    let responses = recording.rows(Table::Responses)?.responses;
-    // The last attempt of a request is the one that counts.
-    let mut last: BTreeMap<i64, (i32, Option<i32>, Option<i32>)> = BTreeMap::new();
+fn seen(t_ns: i64, row: &RequestRow) -> Seen {
+    Seen {
+        request_id: row.request_id,
+        t_ns,
+        session_id: row.session_id.clone(),
+        parent_request_id: row.parent_request_id,
+    }
+}
+
+/// How the last attempt of a request ended: the one that counts.
+struct Ended {
+    attempt: i32,
+    t_end_ns: Option<i64>,
+    cancel_after: Option<Duration>,
+    input_tokens: Option<i32>,
+    output_tokens: Option<i32>,
+}
+
+fn endings(requests: &[RequestRow], responses: Vec<ResponseRow>) -> HashMap<i64, Ended> {
+    let sent = |row: &RequestRow| {
+        let t_ns = row.t_sent_ns.or(row.t_dispatched_ns).or(row.t_received_ns);
+        Some(((row.request_id, row.attempt), t_ns?))
+    };
+    let sent: HashMap<(i64, i32), i64> = requests.iter().filter_map(sent).collect();
+    let mut last: HashMap<i64, Ended> = HashMap::new();
     for row in responses {
-        let entry = (row.attempt, row.input_tokens, row.output_tokens);
-        let known = last.entry(row.request_id).or_insert(entry);
-        if known.0 <= row.attempt {
-            *known = entry;
+        let known = last.get(&row.request_id).map(|ended| ended.attempt);
+        if known.is_some_and(|attempt| attempt > row.attempt) {
+            continue;
         }
+        let given_up = row.t_end_ns.filter(|_| row.outcome == Outcome::Cancelled);
+        let after_ns = given_up
+            .zip(sent.get(&(row.request_id, row.attempt)))
+            .map(|(t_end_ns, t_sent_ns)| u64::try_from(t_end_ns - t_sent_ns).unwrap_or(0));
+        last.insert(
+            row.request_id,
+            Ended {
+                attempt: row.attempt,
+                t_end_ns: row.t_client_end_ns.or(row.t_end_ns),
+                cancel_after: after_ns.map(Duration::from_nanos),
+                input_tokens: row.input_tokens,
+                output_tokens: row.output_tokens,
+            },
+        );
     }
-    for planned in requests {
-        if let Some((_, input, output)) = last.get(&planned.original.request_id) {
-            planned.input_tokens = planned.input_tokens.or(*input);
-            planned.output_tokens = *output;
-        }
-    }
-    Ok(())
+    last
 }
 
-fn of_trace(args: &SourceArgs) -> Result<Plan> {
+fn of_trace(args: &SourceArgs) -> Result<(Origin, Vec<Found>)> {
     let imported = Imported::load(&args.source, &args.from)?;
     let kept = match &args.filter {
         Some(_) => {
@@ -150,31 +211,44 @@ fn of_trace(args: &SourceArgs) -> Result<Plan> {
         }
         None => None,
     };
+    // Rows are in order of arrival, and what is not chosen is not even built.
     let rows = &imported.trace.rows;
-    // Rows are in order of arrival: what --limit leaves out is not even built.
-    let indices = (0..rows.len())
-        .filter(|index| {
-            kept.as_ref()
-                .is_none_or(|kept| kept.contains(&(*index as i64)))
+    let seen: Vec<Seen> = rows
+        .iter()
+        .zip(0..)
+        .map(|(row, request_id)| Seen {
+            request_id,
+            t_ns: imported.offset_ns(row.t_ns),
+            session_id: row.session.clone(),
+            parent_request_id: row.parent.map(|parent| parent as i64),
         })
-        .take(args.limit.map_or(usize::MAX, |n| n as usize));
-    let originals = indices.map(|index| imported.request(index)).collect();
-    let mut requests = select(originals, None, args);
-    for planned in &mut requests {
-        let row = &rows[planned.original.request_id as usize];
-        planned.output_tokens = row.output_tokens.and_then(|n| i32::try_from(n).ok());
-    }
-    Ok(Plan {
-        origin: Origin {
-            name: imported.name(),
-            recording_id: None,
-            workload: imported.workload(),
-            trace: imported.settings(),
-            dialect: imported.dialect(),
-            blocks_are_tokens: true,
-        },
-        requests,
-    })
+        .collect();
+    let places = chosen(&seen, kept.as_ref(), &args.shape, args.from.seed);
+    let found = places.into_iter().map(|place| {
+        let original = imported.request(place);
+        let row = &rows[place];
+        let count = |n: u32| i32::try_from(n).ok();
+        Found {
+            t_ns: seen[place].t_ns,
+            t_end_ns: row.t_end_ns.map(|t_ns| imported.offset_ns(t_ns)),
+            cancel_after: row.t_end_ns.filter(|_| row.cancelled).map(|t_end_ns| {
+                Duration::from_nanos(u64::try_from(t_end_ns - row.t_ns).unwrap_or(0))
+            }),
+            input_tokens: original.input_tokens,
+            output_tokens: row.output_tokens.and_then(count),
+            original,
+        }
+    });
+    let found = found.collect();
+    let origin = Origin {
+        name: imported.name(),
+        recording_id: None,
+        workload: imported.workload(),
+        trace: imported.settings(),
+        dialect: imported.dialect(),
+        blocks_are_tokens: true,
+    };
+    Ok((origin, found))
 }
 
 /// Ids of the requests that `--where` keeps of the recording in `path`; `None` for
@@ -199,48 +273,7 @@ pub(crate) fn matching(path: &Path, filter: &str) -> Result<BTreeSet<i64>> {
         .with_context(|| format!("--where {filter}"))
 }
 
-/// First attempts but for probes, in order of arrival, at offsets relative to the
-/// first one kept.
-fn select(rows: Vec<RequestRow>, kept: Option<&BTreeSet<i64>>, args: &SourceArgs) -> Vec<Planned> {
-    let mut due: Vec<(i64, RequestRow)> = rows
-        .into_iter()
-        .filter(|row| row.attempt == 0 && row.phase != Phase::Probe)
-        .filter(|row| kept.is_none_or(|kept| kept.contains(&row.request_id)))
-        .filter_map(|row| Some((arrived_ns(&row)?, row)))
-        .collect();
-    due.sort_by_key(|(t_ns, row)| (*t_ns, row.request_id));
-    due.truncate(args.limit.map_or(usize::MAX, |n| n as usize));
-    let first_ns = due.first().map_or(0, |(t_ns, _)| *t_ns);
-    due.into_iter()
-        .map(|(t_ns, original)| Planned {
-            offset_ns: scaled(t_ns - first_ns, args.speed),
-            input_tokens: original.input_tokens,
-            output_tokens: None,
-            original,
-        })
-        .collect()
-}
-
 /// When the original came: at the proxy, by its schedule, or when it was sent.
 fn arrived_ns(row: &RequestRow) -> Option<i64> {
     row.t_received_ns.or(row.t_scheduled_ns).or(row.t_sent_ns)
-}
-
-/// Exact for speed 1: an offset in ns fits the 53 bits of a float for 104 days.
-fn scaled(offset_ns: i64, speed: f64) -> i64 {
-    (offset_ns as f64 / speed).round() as i64
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn offsets_are_divided_once_and_do_not_drift() {
-        for i in 0..100_000 {
-            let offset_ns = i * 3_370_001;
-            assert_eq!(scaled(offset_ns, 1.0), offset_ns);
-            assert_eq!(scaled(offset_ns * 2, 2.0), offset_ns);
-        }
-    }
 }

@@ -30,6 +30,10 @@ pub struct PreparedRequest {
     pub input_tokens: Option<i32>,
     pub input_tokens_source: Option<Arc<str>>,
     pub max_output_tokens: Option<i32>,
+    /// Prefix blocks that the prompt was made of, and tokens of each where they
+    /// have one size.
+    pub block_size: Option<i32>,
+    pub block_runs: Option<Arc<[(i64, i32)]>>,
 }
 
 /// A planned request and when it is due.
@@ -44,6 +48,9 @@ pub struct Arrival {
     pub turn: Option<i32>,
     pub parent_request_id: Option<i64>,
     pub replay_of: Option<i64>,
+    /// Given up so long after it is written to its connection, whatever the policy
+    /// says: the original was.
+    pub cancel_after: Option<Duration>,
     /// What follows in its session, each turn when the one before is done.
     pub conversation: Option<Box<dyn Conversation>>,
 }
@@ -91,12 +98,46 @@ pub trait Conversation: std::fmt::Debug + Send {
     /// The next turn, where there is one; `reply` is the text of the answer to the
     /// turn before, empty unless it was wanted.
     fn next_turn(&mut self, reply: String) -> Option<NextTurn>;
+
+    /// Whether turns follow one that failed, as where they do not depend on what
+    /// was said.
+    fn outlives_failure(&self) -> bool {
+        false
+    }
+
+    /// Sessions that begin when the turn at hand is done, beside its own; asked once
+    /// after each turn.
+    fn branches(&mut self) -> Vec<Branch> {
+        Vec::new()
+    }
 }
 
 /// A turn that is to follow.
 #[derive(Debug)]
 pub struct NextTurn {
     pub request: Arc<PreparedRequest>,
-    /// From the end of the turn before until this one is due.
-    pub think: Duration,
+    pub due: Due,
+    /// Of its session, from 0.
+    pub turn: Option<i32>,
+    pub replay_of: Option<i64>,
+    /// As [`Arrival::cancel_after`].
+    pub cancel_after: Option<Duration>,
+}
+
+/// The first turn of a session that begins within another.
+#[derive(Debug)]
+pub struct Branch {
+    /// Its offset is not looked at.
+    pub arrival: Arrival,
+    pub due: Due,
+}
+
+/// When a later turn is due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Due {
+    /// So long after the end of the turn before.
+    After(Duration),
+    /// At this offset from the start of the run, ns, or at the end of the turn
+    /// before where that is later.
+    At(i64),
 }

@@ -112,6 +112,7 @@ pub struct Gauges {
     warmup_ended: AtomicU64,
     warmup_failed: AtomicU64,
     chunks: AtomicU64,
+    dropped: AtomicU64,
     failures: Mutex<Vec<Failure>>,
     /// Of the pacer: from the instant at which an arrival could go (it was due,
     /// and its slot free) until it was handed over.
@@ -151,6 +152,12 @@ impl Gauges {
         self.chunks.load(Ordering::Relaxed)
     }
 
+    /// Requests that were too late to be sent.
+    #[must_use]
+    pub fn dropped_requests(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+
     #[must_use]
     pub fn in_flight(&self) -> u64 {
         self.started_requests()
@@ -165,6 +172,10 @@ impl Gauges {
 
     pub fn started(&self) {
         self.started.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub fn dropped(&self) {
+        self.dropped.fetch_add(1, Ordering::Relaxed);
     }
 
     pub fn chunk(&self) {

@@ -13,6 +13,7 @@ use http::{HeaderMap, Method, Request, Response, Version, header};
 use http_body::{Body, Frame};
 use http_body_util::Full;
 use hyper::body::Incoming;
+use serde_json::json;
 use tapedeck_recording::event::TimestampSource;
 use tapedeck_recording::{
     ChunkKind, ChunkRow, EventBatch, MarkRow, Outcome, Pairs, RequestRow, ResponseRow,
@@ -41,7 +42,7 @@ const DRAIN_NS: i64 = 1_000_000_000;
 /// connection that the server had closed is replaced once, by a fresh one; what else
 /// is sent again is the policy's to say. Returns the next turn of its session, when
 /// it is due.
-pub(crate) async fn exchange(worker: &Worker, assignment: Assignment) -> Option<Assignment> {
+pub(crate) async fn exchange(worker: &Rc<Worker>, assignment: Assignment) -> Option<Assignment> {
     let mut ready = None;
     if let Some(due_ns) = assignment.arrival.offset_ns {
         worker.alarm.sleep_until_nearly(due_ns).await;
@@ -50,6 +51,10 @@ pub(crate) async fn exchange(worker: &Worker, assignment: Assignment) -> Option<
         worker.alarm.spin_until(due_ns).await;
     }
     let t_dispatched_ns = worker.clock.now_ns();
+    if is_too_late(worker, &assignment, t_dispatched_ns) {
+        drop_late(worker, &assignment, t_dispatched_ns);
+        return next_turn(worker, assignment).await;
+    }
     let lag_ns = t_dispatched_ns - assignment.t_ready_ns;
     worker.gauges.dispatch_lag.observe(lag_ns);
     worker.gauges.started();
@@ -75,6 +80,32 @@ pub(crate) async fn exchange(worker: &Worker, assignment: Assignment) -> Option<
     worker.gauges.ended_in(phase, failure);
     // Only now may the next request start: this one is recorded and counted.
     next_turn(worker, assignment).await
+}
+
+fn is_too_late(worker: &Worker, assignment: &Assignment, now_ns: i64) -> bool {
+    let late_ns = now_ns - assignment.t_planned_ns;
+    let most = worker.policy.max_lateness;
+    most.is_some_and(|most| late_ns > as_ns(most))
+}
+
+/// Leaves a request out; the turns behind it go on as if it had ended now.
+fn drop_late(worker: &Worker, assignment: &Assignment, now_ns: i64) {
+    worker.gauges.dropped();
+    let arrival = &assignment.arrival;
+    let detail = json!({
+        "request_id": assignment.request_id,
+        "replay_of": arrival.replay_of,
+        "late_s": (now_ns - assignment.t_planned_ns) as f64 / 1e9,
+    });
+    let mark = MarkRow {
+        t_ns: now_ns,
+        name: "late_dropped".into(),
+        detail: detail.to_string().into(),
+    };
+    worker.record(0, |batch| batch.marks.push(mark));
+    if let Some(heard) = &assignment.heard {
+        heard.borrow_mut().end(false, None, now_ns);
+    }
 }
 
 /// Where an attempt takes its connection from.
@@ -150,7 +181,10 @@ impl<'a> Attempt<'a> {
                 t_dispatched_ns,
                 attempt,
             ))),
-            cancel: worker.policy.cancels(assignment.request_id),
+            cancel: match assignment.arrival.cancel_after {
+                Some(after) => Some(CancelAfter::Time(after)),
+                None => worker.policy.cancels(assignment.request_id),
+            },
             content_chunks: Cell::new(0),
             ready: Cell::new(None),
             failure: Cell::new(None),
@@ -516,7 +550,11 @@ impl<'a> Attempt<'a> {
                     Some(CancelAfter::Time(after)) => format!("{after:?}"),
                     _ => format!("{} content-bearing chunks", self.content_chunks.get()),
                 };
-                let error = format!("given up after {after}, as --cancel-rate asks");
+                let why = match self.assignment.arrival.cancel_after {
+                    Some(_) => "as the original was",
+                    None => "as --cancel-rate asks",
+                };
+                let error = format!("given up after {after}, {why}");
                 return End::Cancelled { error };
             }
         };
@@ -771,8 +809,8 @@ fn request_row(
         input_tokens: request.input_tokens,
         input_tokens_source: request.input_tokens_source.clone(),
         max_output_tokens: request.max_output_tokens,
-        block_size: None,
-        block_runs: None,
+        block_size: request.block_size,
+        block_runs: request.block_runs.clone(),
     }
 }
 

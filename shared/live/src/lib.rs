@@ -57,7 +57,9 @@ pub mod target;
 pub mod telemetry;
 mod worker;
 
-pub use arrival::{Arrival, Arrivals, ClientTimes, Conversation, NextTurn, PreparedRequest};
+pub use arrival::{
+    Arrival, Arrivals, Branch, ClientTimes, Conversation, Due, NextTurn, PreparedRequest,
+};
 pub use engine::{Deadline, Failure, Gauges, RunError, RunSpec, Stop, StopLevel, Workers, run};
 pub use policy::{AttemptPolicy, CancelAfter, Cancellation};
 pub use target::{Target, TargetError, TlsOptions};

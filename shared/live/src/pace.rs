@@ -166,6 +166,7 @@ impl Pacer {
         let mut sent: i64 = 0;
         let course = Arc::new(Course::new(
             self.first_request_id,
+            self.start_ns,
             self.until.clone(),
             Arc::clone(&self.stop),
         ));
@@ -188,6 +189,7 @@ impl Pacer {
                 heard: Heard::of(&arrival),
                 arrival,
                 t_scheduled_ns,
+                t_planned_ns: t_scheduled_ns,
                 t_ready_ns,
                 slot,
                 course: Arc::clone(&course),

@@ -16,6 +16,9 @@ pub struct AttemptPolicy {
     /// Wait as long as the server says, up to [`MAX_RETRY_AFTER`].
     pub obey_retry_after: bool,
     pub cancel: Option<Cancellation>,
+    /// A request that would leave later than this after its planned instant is
+    /// dropped: not sent, marked `late_dropped` and counted.
+    pub max_lateness: Option<Duration>,
     /// Decides about jitter and about who is cancelled.
     pub seed: u64,
 }

@@ -2,10 +2,11 @@
 //!
 //! A turn that fails ends its session, and so does a run that is stopped or whose
 //! duration is over: what a user would have said next to an answer that never came
-//! is nobody's to guess. Turns that were not sent are counted in a mark
-//! `session_ended`.
+//! is nobody's to guess. Replays outlive failures: there it is known. Turns that
+//! were not sent are counted in a mark `session_ended`.
 
 use std::cell::RefCell;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
@@ -14,23 +15,32 @@ use serde_json::json;
 use tapedeck_recording::{ChunkKind, MarkRow};
 use tapedeck_wire::dialect::{Api, reply_text};
 
-use crate::arrival::Arrival;
+use crate::arrival::{Arrival, Branch, Due};
 use crate::engine::{Deadline, Stop, StopLevel};
-use crate::worker::{Assignment, Worker, as_ns};
+use crate::pace::SlotGuard;
+use crate::worker::{Assignment, Worker, as_ns, branch};
 
 /// What all assignments of a run share.
 #[derive(Debug)]
 pub(crate) struct Course {
     next_request_id: AtomicI64,
+    /// What offsets count from, on the clock.
+    start_ns: i64,
     /// No turn is sent at or after it.
     until: Deadline,
     stop: Arc<Stop>,
 }
 
 impl Course {
-    pub(crate) fn new(first_request_id: i64, until: Deadline, stop: Arc<Stop>) -> Self {
+    pub(crate) fn new(
+        first_request_id: i64,
+        start_ns: i64,
+        until: Deadline,
+        stop: Arc<Stop>,
+    ) -> Self {
         Self {
             next_request_id: AtomicI64::new(first_request_id),
+            start_ns,
             until,
             stop,
         }
@@ -39,6 +49,16 @@ impl Course {
     /// Ids follow the order in which requests become due, later turns included.
     pub(crate) fn next_request_id(&self) -> i64 {
         self.next_request_id.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// When a turn is planned and when it may go, where the one before it ended at
+    /// `t_end_ns`.
+    fn instants_of(&self, due: Due, t_end_ns: i64) -> (i64, i64) {
+        let planned_ns = match due {
+            Due::After(think) => t_end_ns.saturating_add(as_ns(think)),
+            Due::At(offset_ns) => self.start_ns.saturating_add(offset_ns),
+        };
+        (planned_ns, planned_ns.max(t_end_ns))
     }
 }
 
@@ -112,9 +132,9 @@ impl Heard {
 const LOOK_UP: Duration = Duration::from_millis(50);
 
 /// Waits until the turn behind `assignment` is due and returns it, with the slot.
-/// Without one the slot is given back. A think time ends up to 2 ms late: tokio's
-/// timer counts milliseconds.
-pub(crate) async fn next_turn(worker: &Worker, assignment: Assignment) -> Option<Assignment> {
+/// Without one the slot is given back. Sessions that begin within this one are sent
+/// on their way.
+pub(crate) async fn next_turn(worker: &Rc<Worker>, assignment: Assignment) -> Option<Assignment> {
     let Assignment {
         request_id,
         mut arrival,
@@ -125,38 +145,97 @@ pub(crate) async fn next_turn(worker: &Worker, assignment: Assignment) -> Option
     } = assignment;
     let heard = heard?.into_inner();
     let mut conversation = arrival.conversation.take()?;
+    for Branch { arrival, due } in conversation.branches() {
+        let first = Turn {
+            arrival,
+            due,
+            after: request_id,
+            t_end_ns: heard.t_end_ns,
+        };
+        branch(
+            worker,
+            first_turn(Rc::clone(worker), first, Arc::clone(&course)),
+        );
+    }
     let left = conversation.turns_left();
     if left == 0 {
         return None;
     }
     let end = |reason| mark_ended(worker, request_id, reason, left);
-    if !heard.ok {
+    if !heard.ok && !conversation.outlives_failure() {
         end("the turn failed");
         return None;
     }
     let next = conversation.next_turn(heard.text)?;
-    let due_ns = heard.t_end_ns.saturating_add(as_ns(next.think));
-    if !wait_until(worker, &course, due_ns).await {
-        end("the run ended");
-        return None;
-    }
-    let next = Arrival {
-        request: next.request,
-        offset_ns: None,
-        turn: arrival.turn.map(|turn| turn + 1),
-        parent_request_id: Some(request_id),
-        conversation: Some(conversation),
-        ..arrival
+    let turn = Turn {
+        arrival: Arrival {
+            request: next.request,
+            turn: next.turn,
+            replay_of: next.replay_of,
+            cancel_after: next.cancel_after,
+            conversation: Some(conversation),
+            ..arrival
+        },
+        due: next.due,
+        after: request_id,
+        t_end_ns: heard.t_end_ns,
     };
-    Some(Assignment {
-        request_id: course.next_request_id(),
-        heard: Heard::of(&next),
-        arrival: next,
-        t_scheduled_ns: due_ns,
-        t_ready_ns: due_ns,
-        slot,
-        course,
-    })
+    let next = turn.when_due(worker, course, slot).await;
+    if next.is_none() {
+        end("the run ended");
+    }
+    next
+}
+
+/// The first turn of a session that began within another.
+async fn first_turn(worker: Rc<Worker>, turn: Turn, course: Arc<Course>) -> Option<Assignment> {
+    let later = turn.arrival.conversation.as_ref();
+    let left = 1 + later.map_or(0, |conversation| conversation.turns_left());
+    let after = turn.after;
+    let next = turn.when_due(&worker, course, None).await;
+    if next.is_none() {
+        mark_ended(&worker, after, "the run ended", left);
+    }
+    next
+}
+
+/// A turn that waits for its instant.
+struct Turn {
+    arrival: Arrival,
+    due: Due,
+    /// The request it follows, and when that ended.
+    after: i64,
+    t_end_ns: i64,
+}
+
+impl Turn {
+    /// `None` when the run ends first; the slot is then given back.
+    async fn when_due(
+        self,
+        worker: &Worker,
+        course: Arc<Course>,
+        slot: Option<SlotGuard>,
+    ) -> Option<Assignment> {
+        let (t_planned_ns, due_ns) = course.instants_of(self.due, self.t_end_ns);
+        if !wait_until(worker, &course, due_ns).await {
+            return None;
+        }
+        let arrival = Arrival {
+            offset_ns: None,
+            parent_request_id: Some(self.after),
+            ..self.arrival
+        };
+        Some(Assignment {
+            request_id: course.next_request_id(),
+            heard: Heard::of(&arrival),
+            arrival,
+            t_scheduled_ns: due_ns,
+            t_planned_ns,
+            t_ready_ns: due_ns,
+            slot,
+            course,
+        })
+    }
 }
 
 /// False when the run ends first.
@@ -167,11 +246,14 @@ async fn wait_until(worker: &Worker, course: &Course, due_ns: i64) -> bool {
         if ended || course.stop.level() != StopLevel::Run {
             return false;
         }
-        match u64::try_from(due_ns - now_ns) {
-            Ok(left_ns @ 1..) => {
-                tokio::time::sleep(Duration::from_nanos(left_ns).min(LOOK_UP)).await;
-            }
-            _ => return true,
+        if due_ns <= now_ns {
+            return true;
+        }
+        if due_ns - now_ns > as_ns(LOOK_UP) {
+            tokio::time::sleep(LOOK_UP / 2).await;
+        } else {
+            worker.alarm.sleep_until_nearly(due_ns).await;
+            worker.alarm.spin_until(due_ns).await;
         }
     }
 }

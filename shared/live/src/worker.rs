@@ -3,7 +3,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -13,7 +13,7 @@ use tapedeck_clock::RunClock;
 use tapedeck_recording::{EventBatch, Privacy, Sink};
 use tokio::runtime::LocalOptions;
 use tokio::sync::mpsc;
-use tokio::task::JoinError;
+use tokio::task::{JoinError, JoinSet};
 
 use crate::alarm::Alarm;
 use crate::arrival::Arrival;
@@ -46,6 +46,9 @@ pub(crate) struct Assignment {
     pub(crate) request_id: i64,
     pub(crate) arrival: Arrival,
     pub(crate) t_scheduled_ns: i64,
+    /// When the plan wants it sent: before `t_scheduled_ns` where the turn before
+    /// it was not done by then.
+    pub(crate) t_planned_ns: i64,
     /// When it was due and its slot free.
     pub(crate) t_ready_ns: i64,
     /// Given back when this is dropped.
@@ -75,6 +78,8 @@ pub(crate) struct Worker {
     /// Bytes of the bodies in the batch; payloads count themselves.
     body_bytes: Cell<usize>,
     watches: RefCell<Vec<Weak<Watch>>>,
+    /// Sessions that began within others.
+    branches: RefCell<JoinSet<()>>,
 }
 
 /// Settings of a worker thread.
@@ -139,6 +144,7 @@ impl Worker {
             batch: RefCell::new(EventBatch::default()),
             body_bytes: Cell::new(0),
             watches: RefCell::new(Vec::new()),
+            branches: RefCell::default(),
         })
     }
 
@@ -169,7 +175,7 @@ impl Worker {
 
     /// Opens connections for the pool; returns how many stand.
     async fn warm_up(self: &Rc<Self>, connections: usize) -> usize {
-        let mut opening = tokio::task::JoinSet::new();
+        let mut opening = JoinSet::new();
         let mut opened = 0;
         for _ in 0..connections {
             if opening.len() >= WARM_UP_AT_ONCE {
@@ -362,15 +368,19 @@ pub(crate) fn run_worker(
         warm_up.opened.send(opened).ok();
         // The engine waits until nobody can say a number any more.
         drop(warm_up);
-        let mut tasks = tokio::task::JoinSet::new();
+        let mut tasks = JoinSet::new();
         while let Some(assignment) = assignments.recv().await {
             tasks.spawn_local(converse(Rc::clone(&worker), assignment));
             while let Some(ended) = tasks.try_join_next() {
                 pass_panic_on(ended);
             }
         }
-        while let Some(ended) = tasks.join_next().await {
-            pass_panic_on(ended);
+        while !tasks.is_empty() {
+            while let Some(ended) = tasks.join_next().await {
+                pass_panic_on(ended);
+            }
+            // Those that have ended may have left others behind.
+            tasks = worker.branches.take();
         }
         ticker.abort();
         ringer.abort();
@@ -384,6 +394,26 @@ async fn converse(worker: Rc<Worker>, assignment: Assignment) {
     let mut turn = Some(assignment);
     while let Some(assignment) = turn {
         turn = exchange(&worker, assignment).await;
+    }
+}
+
+/// Lets a session that begins within another take its course: `first` is awaited,
+/// and what it yields conversed about.
+pub(crate) fn branch(
+    worker: &Rc<Worker>,
+    first: impl Future<Output = Option<Assignment>> + 'static,
+) {
+    let of = Rc::clone(worker);
+    // Boxed, because a conversation may branch again.
+    let course: Pin<Box<dyn Future<Output = ()>>> = Box::pin(async move {
+        if let Some(assignment) = first.await {
+            converse(of, assignment).await;
+        }
+    });
+    let mut branches = worker.branches.borrow_mut();
+    branches.spawn_local(course);
+    while let Some(ended) = branches.try_join_next() {
+        pass_panic_on(ended);
     }
 }
 

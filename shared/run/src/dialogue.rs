@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tapedeck_live::{Conversation, NextTurn};
+use tapedeck_live::{Conversation, Due, NextTurn};
 use tapedeck_workload::dialogue::{Dialogue, Replies, ThinkTime};
 use tapedeck_workload::{BodyOptions, Prompt};
 
@@ -65,7 +65,10 @@ impl Conversation for Session {
         } = &*self.shared;
         Some(NextTurn {
             request: Arc::new(builder.request(&prompt, options)),
-            think: think.draw(*seed, self.place, self.turn),
+            due: Due::After(think.draw(*seed, self.place, self.turn)),
+            turn: i32::try_from(self.turn).ok(),
+            replay_of: None,
+            cancel_after: None,
         })
     }
 }

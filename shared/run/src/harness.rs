@@ -231,6 +231,10 @@ impl Harness<'_> {
             return Err(error);
         }
         let (requests, failed) = run.gauges.measured_requests();
+        let dropped = run.gauges.dropped_requests();
+        if dropped > 0 {
+            eprintln!("{dropped} requests were too late to be sent and were dropped");
+        }
         Ok(Outcome {
             path: dir.to_owned(),
             requests,
@@ -322,6 +326,7 @@ impl Run<'_> {
             turn: None,
             parent_request_id: None,
             replay_of: None,
+            cancel_after: None,
             conversation: None,
         };
         run_arrivals(&spec, std::iter::once(arrival))?;

@@ -214,6 +214,7 @@ pub fn attempt_policy(attempts: &AttemptArgs, seed: u64) -> AttemptPolicy {
             rate,
             after: attempts.cancel_after,
         }),
+        max_lateness: None,
         seed,
     }
 }
@@ -355,6 +356,8 @@ impl RequestBuilder {
             input_tokens: None,
             input_tokens_source: None,
             max_output_tokens,
+            block_size: None,
+            block_runs: None,
         }
     }
 }

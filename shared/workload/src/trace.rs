@@ -4,6 +4,7 @@
 //! what is odd about them; [`synthesis`] makes prompts of the lengths and block
 //! ids. Pure but for reading files.
 
+mod aiperf;
 mod bodies;
 mod csv;
 mod guess;
@@ -12,6 +13,7 @@ mod instants;
 mod lint;
 mod otel;
 mod reading;
+mod servegen;
 pub mod synthesis;
 mod weka;
 
@@ -31,7 +33,8 @@ word_enum! {
     ///
     /// `azure` covers the CSV files of 2023, 2024 and 2025, `mooncake` all its
     /// traces, `vllm` what its `timed_trace` reads: Mooncake's shape with seconds
-    /// and blocks of 16 tokens.
+    /// and blocks of 16 tokens. `servegen` draws requests from its clients' windows,
+    /// `aiperf` reads its `inputs.json` and its records.
     Format {
         Azure = "azure",
         BurstGpt = "burstgpt",
@@ -44,6 +47,8 @@ word_enum! {
         Har = "har",
         GoReplay = "goreplay",
         OTel = "otel",
+        ServeGen = "servegen",
+        AiPerf = "aiperf",
     }
 }
 
@@ -112,6 +117,8 @@ pub struct Row {
     /// that the trace gives its own.
     pub blocks: Box<[(i64, i32)]>,
     pub content: Option<Content>,
+    /// Whether the client gave it up, at `t_end_ns`.
+    pub cancelled: bool,
 }
 
 impl Row {
@@ -129,6 +136,7 @@ impl Row {
             stream: true,
             blocks: Box::default(),
             content: None,
+            cancelled: false,
         }
     }
 
@@ -150,6 +158,8 @@ pub struct TraceSpec {
     pub skip_bad: bool,
     /// Tokens of a prefix block, instead of the format's own.
     pub block_size: Option<u32>,
+    /// Of what is drawn.
+    pub seed: u64,
 }
 
 /// A trace in order of arrival.
@@ -196,6 +206,9 @@ pub fn read(spec: &TraceSpec) -> Result<Trace, TraceError> {
             Format::Har => bodies::har(file, &mut reading)?,
             Format::GoReplay => bodies::goreplay(file, &mut reading)?,
             Format::OTel => otel::spans(file, &mut reading)?,
+            Format::ServeGen if servegen::is_dataset(file) => {}
+            Format::ServeGen => servegen::client(file, spec.seed, &mut reading)?,
+            Format::AiPerf => aiperf::export(file, &mut reading)?,
         }
     }
     let block_size = spec

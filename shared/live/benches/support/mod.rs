@@ -111,6 +111,8 @@ pub fn request(addr: SocketAddr, body: String) -> Arc<PreparedRequest> {
         input_tokens: None,
         input_tokens_source: None,
         max_output_tokens: None,
+        block_size: None,
+        block_runs: None,
     })
 }
 
@@ -123,6 +125,7 @@ pub fn arrival(request: Arc<PreparedRequest>, offset_ns: Option<i64>) -> Arrival
         turn: None,
         parent_request_id: None,
         replay_of: None,
+        cancel_after: None,
         conversation: None,
     }
 }

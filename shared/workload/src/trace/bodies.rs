@@ -29,7 +29,7 @@ const CHAT_PATH: &str = "/v1/chat/completions";
 const COMPLETIONS_PATH: &str = "/v1/completions";
 
 /// A row with the body `fields`, sent as `body`.
-fn row_of(number: u64, t_ns: i64, path: &str, fields: &Fields, body: Bytes) -> Row {
+pub(super) fn row_of(number: u64, t_ns: i64, path: &str, fields: &Fields, body: Bytes) -> Row {
     let limit = ["max_tokens", "max_completion_tokens"];
     let limit = limit.iter().find_map(|name| fields.get(*name)?.as_i64());
     Row {
@@ -51,6 +51,17 @@ fn is_llm_path(path: &str) -> bool {
     path.ends_with("/completions")
 }
 
+/// Where a body of that shape goes.
+pub(super) fn path_for(body: &Fields) -> Result<&'static str, String> {
+    if body.contains_key("messages") {
+        Ok(CHAT_PATH)
+    } else if body.contains_key("prompt") {
+        Ok(COMPLETIONS_PATH)
+    } else {
+        Err("has a body without \"messages\" or \"prompt\"".to_owned())
+    }
+}
+
 /// Fills in what a whole answer's `usage` says.
 fn add_usage(row: &mut Row, answer: &Fields) {
     let Some(usage) = answer.get("usage").and_then(Value::as_object) else {
@@ -70,13 +81,7 @@ pub(super) fn evalscope(file: &Path, reading: &mut Reading) -> Result<(), TraceE
         };
         let body = fields.get("body").and_then(Value::as_object);
         let body = body.ok_or_else(|| "has no object \"body\"".to_owned())?;
-        let path = if body.contains_key("messages") {
-            CHAT_PATH
-        } else if body.contains_key("prompt") {
-            COMPLETIONS_PATH
-        } else {
-            return Err("has a body without \"messages\" or \"prompt\"".to_owned());
-        };
+        let path = path_for(body)?;
         let bytes = Bytes::from(serde_json::to_vec(body).map_err(|e| e.to_string())?);
         let mut row = row_of(number, t_ns, path, body, bytes);
         row.output_tokens = tokens(&fields, "completion_tokens").ok();
@@ -267,7 +272,7 @@ fn split_at<'a>(bytes: &'a [u8], separator: &[u8]) -> Option<(&'a [u8], &'a [u8]
     Some((&bytes[..at], &bytes[at + separator.len()..]))
 }
 
-fn whole(file: &Path) -> Result<Vec<u8>, WorkloadError> {
+pub(super) fn whole(file: &Path) -> Result<Vec<u8>, WorkloadError> {
     let mut bytes = Vec::new();
     files::open(file)?
         .take(MAX_FILE_BYTES)

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::hashed::{Fields, object};
-use super::{Format, TraceError, bodies};
+use super::{Format, TraceError, bodies, servegen};
 use crate::error::WorkloadError;
 use crate::files;
 
@@ -38,6 +38,9 @@ fn of_head(head: &[u8]) -> Option<Format> {
     if starts("timestamp,") && line.contains("Request tokens") {
         return Some(Format::BurstGpt);
     }
+    if servegen::is_window(line) {
+        return Some(Format::ServeGen);
+    }
     match object(line) {
         Ok(fields) => of_object(&fields),
         Err(_) => of_document(text),
@@ -59,6 +62,12 @@ fn of_object(fields: &Fields) -> Option<Format> {
     if has("resourceSpans") {
         return Some(Format::OTel);
     }
+    if has("metadata") || has("data") {
+        return is_aiperf(fields).then_some(Format::AiPerf);
+    }
+    if is_servegen(fields) {
+        return Some(Format::ServeGen);
+    }
     if has("body") && has("timestamp") {
         return Some(Format::EvalScope);
     }
@@ -71,6 +80,22 @@ fn of_object(fields: &Fields) -> Option<Format> {
         Some(Value::Array(ids)) => by_block_size(fields, ids.len() as u64),
         _ => None,
     }
+}
+
+fn is_aiperf(fields: &Fields) -> bool {
+    let record = fields
+        .get("metadata")
+        .and_then(|m| m.get("request_start_ns"));
+    let inputs = fields.get("data").and_then(|d| d.get(0)?.get("payloads"));
+    record.or(inputs).is_some()
+}
+
+/// Distributions of lengths by instant.
+fn is_servegen(fields: &Fields) -> bool {
+    let first = fields.iter().next();
+    first.is_some_and(|(instant, lengths)| {
+        instant.parse::<u64>().is_ok() && lengths.get("input_tokens").is_some()
+    })
 }
 
 /// Mooncake and vLLM's `timed_trace` differ in the size of their blocks and the
@@ -94,6 +119,15 @@ fn of_document(text: &str) -> Option<Format> {
     }
     if has("\"log\"") && has("\"entries\"") {
         return Some(Format::Har);
+    }
+    if has("\"request_start_ns\"") || (has("\"data\"") && has("\"payloads\"")) {
+        return Some(Format::AiPerf);
+    }
+    let first_key = text[1..].trim_start().strip_prefix('"');
+    if first_key.is_some_and(|key| key.starts_with(|c: char| c.is_ascii_digit()))
+        && has("\"input_tokens\"")
+    {
+        return Some(Format::ServeGen);
     }
     (has("\"requests\"") && has("\"block_size\"")).then_some(Format::Weka)
 }
@@ -131,6 +165,12 @@ mod tests {
             (r#"{"timestamp":1,"body":{}}"#, Format::EvalScope),
             (r#"{"resourceSpans":[]}"#, Format::OTel),
             ("{\n \"log\": {\n \"entries\": []", Format::Har),
+            ("0,0.5,1.1,Gamma,0.9,1.2\n", Format::ServeGen),
+            (r#"{"0": {"input_tokens": "{1: 1.0}"}}"#, Format::ServeGen),
+            (r#"{"0": {"input_tokens": "{1: 0."#, Format::ServeGen),
+            (r#"{"metadata":{"request_start_ns":1}}"#, Format::AiPerf),
+            (r#"{"data":[{"payloads":[]}]}"#, Format::AiPerf),
+            ("{\n \"data\": [\n {\"payloads\": [", Format::AiPerf),
             (
                 "1 a 2 0\nPOST / HTTP/1.1\r\n\r\n\n🐵🙈🙉\n",
                 Format::GoReplay,

@@ -46,6 +46,8 @@ pub struct Shape<'a> {
     pub block_runs: &'a [(i64, i32)],
     pub request_id: i64,
     pub session_id: Option<&'a str>,
+    /// Prompts of different salts have nothing in common; empty for none.
+    pub salt: &'a str,
 }
 
 /// Makes prompts. Equal seeds make equal ones.
@@ -126,15 +128,15 @@ impl Synthesis {
         for id in ids(shape.block_runs) {
             let size = shape.block_size.or_else(|| self.sizes.get(&id).copied());
             let size = size.unwrap_or(0).min(left);
-            self.write(&mut text, &format!("block {id}"), size);
+            self.write(&mut text, &format!("{}block {id}", shape.salt), size);
             left -= size;
             if left == 0 {
                 return text;
             }
         }
         let rest = match shape.session_id.filter(|_| shape.block_runs.is_empty()) {
-            Some(session) => format!("session {session}"),
-            None => format!("request {}", shape.request_id),
+            Some(session) => format!("{}session {session}", shape.salt),
+            None => format!("{}request {}", shape.salt, shape.request_id),
         };
         self.write(&mut text, &rest, left);
         text

@@ -11,6 +11,7 @@ fn spec(path: &Path, skip_bad: bool) -> TraceSpec {
         format: None,
         skip_bad,
         block_size: None,
+        seed: 0,
     }
 }
 
@@ -337,6 +338,7 @@ fn shape(input_tokens: u32, block_runs: &[(i64, i32)]) -> Shape<'_> {
         block_runs,
         request_id: 1,
         session_id: None,
+        salt: "",
     }
 }
 
@@ -366,6 +368,12 @@ fn a_block_is_the_same_words_wherever_it_stands() {
     };
     assert_eq!(words(&of(1))[..32], words(&of(2))[..32]);
     assert_ne!(words(&of(1))[32..], words(&of(2))[32..]);
+    let salted = synthesis.prompt(&Shape {
+        salt: "other",
+        ..shape(40, &[(3, 2)])
+    });
+    assert_eq!(words(&salted).len(), 40);
+    assert_ne!(words(&salted)[..4], words(&of(1))[..4]);
 }
 
 #[test]
