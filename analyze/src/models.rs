@@ -142,6 +142,7 @@ const COMPARE_VIEWS: &[(&str, &str)] = sql_files![
     "9_compare/compare_end.sql",
     "9_compare/compare_pair.sql",
     "9_compare/compare_request.sql",
+    "9_compare/compare_unit_memory.sql",
     "9_compare/compare_value.sql",
     "9_compare/comparison.sql",
     "9_compare/replay_flight.sql",

@@ -2,8 +2,8 @@
 //! comparison that is not SQL.
 //!
 //! Requests that are in flight together wait for each other, so they are no
-//! independent draws: a block bootstrap (Künsch 1989) draws runs of neighbours,
-//! n^(1/3) requests long, with all their gaps. Where the two sides are pairs, both
+//! independent draws: a block bootstrap (Künsch 1989) draws runs of neighbours, the
+//! longer the more they are alike, with all their gaps. Where the two sides are pairs, both
 //! draw the same blocks. Intervals are those of the percentiles of the differences,
 //! widened for few blocks by Student's t (Hesterberg 2015, "expanded percentile").
 //! Seeded, so that one comparison always says the same.
@@ -13,6 +13,9 @@ pub const REPLICATES: usize = 1_000;
 
 /// Fewer blocks say nothing of how blocks differ.
 pub const LEAST_BLOCKS: usize = 8;
+
+/// Of a correlation of 1 no number of requests would be enough.
+const MOST_MEMORY: f64 = 0.99;
 
 /// Two-sided 95 % points of Student's t for 1..=30 degrees of freedom.
 const T95: [f64; 30] = [
@@ -265,7 +268,13 @@ pub fn welch(base: Runs, new: Runs) -> Option<f64> {
 }
 
 /// Requests in a row that are drawn together, of `n`: long enough to keep what
-/// neighbours have in common, short enough to leave many blocks.
-pub fn block_length(n: u64) -> u64 {
-    (n as f64).cbrt().round().max(1.0) as u64
+/// neighbours have in common, short enough to leave many blocks. `memory` is the
+/// correlation of neighbours; the length is the best for the variance of a mean where
+/// it fades as a power (Carlstein 1986), and n^(1/3) at least.
+#[must_use]
+pub fn block_length(n: u64, memory: f64) -> u64 {
+    let memory = memory.clamp(0.0, MOST_MEMORY);
+    let factor = (6.0_f64.sqrt() * memory / (1.0 - memory * memory)).powf(2.0 / 3.0);
+    let length = (n as f64).cbrt() * factor.max(1.0);
+    length.round().max(1.0) as u64
 }

@@ -62,8 +62,9 @@ impl Sampling {
     fn new(counts: &[Count], values: u64, most_values: u64) -> Self {
         let fewest = counts.iter().map(|c| c.n).min().unwrap_or(0);
         let most = counts.iter().map(|c| c.n).max().unwrap_or(0);
+        let memories = counts.iter().filter_map(|c| c.memory);
         Self {
-            length: block_length(fewest),
+            length: block_length(fewest, memories.fold(0.0, f64::max)),
             step: most
                 .div_ceil(MOST_REQUESTS)
                 .max(values.div_ceil(most_values))
@@ -84,10 +85,15 @@ impl Sampling {
     }
 }
 
+/// Rows of one recording.
 #[derive(Deserialize)]
 struct Count {
     n: u64,
+    /// Correlation of neighbours.
+    memory: Option<f64>,
 }
+
+const COUNTS: &str = "SELECT requests AS n, memory FROM compare_unit_memory";
 
 /// The rows of one recording: their blocks, and columns of values that may be NULL.
 #[derive(Debug, Default)]
@@ -270,9 +276,9 @@ type Reaches = BTreeMap<(String, String), Reach>;
 fn stats(metrics: &[Compared], metric: &str) -> Vec<(String, Stat)> {
     let of_metric = metrics.iter().filter(|row| row.metric == metric);
     let mut stats: Vec<(String, Stat)> = of_metric
-        .filter_map(|row| {
+        .map(|row| {
             let p = row.stat.strip_prefix('p').and_then(|p| p.parse().ok());
-            Some((row.stat.clone(), p.map_or(Stat::Mean, Stat::Percentile)))
+            (row.stat.clone(), p.map_or(Stat::Mean, Stat::Percentile))
         })
         .collect();
     let place = |stat: &Stat| match stat {
@@ -289,8 +295,7 @@ async fn of_requests(
     metrics: &[Compared],
     reaches: &mut Reaches,
 ) -> Result<(), Error> {
-    let counts = "SELECT count(*) AS n FROM compare_request GROUP BY recording_id";
-    let counts: Vec<Count> = session.rows(counts).await?;
+    let counts: Vec<Count> = session.rows(COUNTS).await?;
     let sampling = Sampling::new(&counts, 0, 1);
     let columns: Vec<String> = OF_REQUESTS.iter().map(|name| format!("l.{name}")).collect();
     let sql = format!(
@@ -344,7 +349,8 @@ async fn of_rates(session: &Session, sides: &Sides, reaches: &mut Reaches) -> Re
         drawing: Drawing::Apart,
         seed: sides.seed,
     };
-    let counts = "SELECT count(*) AS n FROM compare_end GROUP BY recording_id";
+    let counts = "SELECT count(*) AS n, CAST(NULL AS DOUBLE) AS memory
+                  FROM compare_end GROUP BY recording_id";
     let counts: Vec<Count> = session.rows(counts).await?;
     let sampling = Sampling::new(&counts, 0, 1);
     let columns = [
