@@ -6,6 +6,7 @@
 
 mod attempts;
 mod awkward;
+mod compare;
 mod crash;
 mod data_sets;
 mod derived;

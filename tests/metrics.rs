@@ -3,8 +3,9 @@
 //! An `.slt` file builds recordings from literal rows and asks the views:
 //!
 //! ```text
-//! recording NAME [dropped=N] [SETTING=JSON…]   begins a recording; settings, where
-//!                                 given, replace the default ones
+//! recording NAME [dropped=N] [replays=NAME] [workload=HASH] [SETTING=JSON…]
+//!                                 begins a recording; settings, where given, replace
+//!                                 the default ones; `replays` names an earlier one
 //! TABLE: column column …          then one row per line, up to an empty line;
 //! 1 2.5ms say:to_be               `-` is NULL, ms and s make ns, `data` is taken as it is,
 //!                                 other columns take defaults;
@@ -31,7 +32,7 @@ use serde_json::{Map, Value, json};
 use tapedeck_analyze::models::{self, Model};
 use tapedeck_analyze::{Parameters, Session, Slo, session};
 use tapedeck_recording::columns::from_batch;
-use tapedeck_recording::manifest::Manifest;
+use tapedeck_recording::manifest::{Manifest, Workload};
 use tapedeck_recording::{EventBatch, Table};
 
 use crate::support::recording;
@@ -98,6 +99,21 @@ impl Script {
             let (key, value) = word.split_once('=').expect("KEY=VALUE");
             match key {
                 "dropped" => manifest.dropped_events = value.parse().unwrap(),
+                "replays" => {
+                    let mut earlier = self.recordings.iter();
+                    let found = earlier.find(|(m, _)| m.name == value);
+                    let id = &found.expect("an earlier recording").0.recording_id;
+                    settings.insert("replay_of_recording_id".into(), id.as_str().into());
+                    settings.entry("speed").or_insert(1.0.into());
+                }
+                "workload" => {
+                    manifest.workload = Some(Workload {
+                        kind: "slt".into(),
+                        path: None,
+                        content_hash: Some(value.into()),
+                        seed: 0,
+                    });
+                }
                 _ => drop(settings.insert(key.into(), serde_json::from_str(value).unwrap())),
             }
         }
@@ -303,15 +319,23 @@ async fn empty_session(dir: &Path) -> Session {
     open(&path, &parameters).await
 }
 
+/// The views that a session creates when it is asked about them.
+async fn create_all(session: &Session) {
+    // A question about one of the peers creates them all.
+    session.query("SELECT * FROM peer_profile").await.unwrap();
+    for model in models::compares() {
+        let sql = format!("SELECT * FROM {}", model.name);
+        session.query(&sql).await.unwrap();
+    }
+}
+
 #[test]
 fn headers_name_the_columns_and_types_that_are_planned() {
     let dir = tempfile::tempdir().unwrap();
     block_on(async {
         let session = empty_session(dir.path()).await;
-        // A question about one creates them all.
-        session.query("SELECT * FROM peer_profile").await.unwrap();
-        let views = models::views().iter().chain(models::peers());
-        for model in views.chain(models::tables()) {
+        create_all(&session).await;
+        for model in models::all_views().chain(models::tables()) {
             let view = session.context().table(format!("\"{}\"", model.name)).await;
             let view = view.unwrap();
             let planned: Vec<(String, String)> = view
@@ -327,8 +351,10 @@ fn headers_name_the_columns_and_types_that_are_planned() {
                 .collect();
             assert_eq!(header, planned, "{}", model.path);
             let is_parameter = model.columns.len() < 4 && models::view(model.name).is_none();
+            // Of two sides, not of a recording.
+            let is_of_sides = model.name == "comparison";
             assert!(
-                is_parameter || header[0].0 == "recording_id",
+                is_parameter || is_of_sides || header[0].0 == "recording_id",
                 "{}",
                 model.path
             );
@@ -341,11 +367,10 @@ fn a_file_that_requires_nothing_of_ours_is_plain_datafusion() {
     let dir = tempfile::tempdir().unwrap();
     block_on(async {
         let session = empty_session(dir.path()).await;
-        session.query("SELECT * FROM peer_profile").await.unwrap();
+        create_all(&session).await;
         let plain = datafusion::prelude::SessionContext::new();
         let tables = models::tables().iter().map(|m| (m, true));
-        let views = models::views().iter().chain(models::peers());
-        let views = views.map(|m| (m, m.requires_tapedeck));
+        let views = models::all_views().map(|m| (m, m.requires_tapedeck));
         let mut ours = 0;
         for (model, is_given) in tables.chain(views) {
             if !is_given {
@@ -389,9 +414,8 @@ fn mentioned(model: &Model, known: &[&str]) -> Vec<String> {
 fn a_file_reads_what_its_header_says_and_only_earlier_views() {
     let mut known: Vec<&str> = models::tables().iter().map(|m| m.name).collect();
     let mut all = known.clone();
-    let views = || models::views().iter().chain(models::peers());
-    all.extend(views().map(|m| m.name));
-    for model in views().chain(models::checks()) {
+    all.extend(models::all_views().map(|m| m.name));
+    for model in models::all_views().chain(models::checks()) {
         let mut reads = model.reads.clone();
         reads.sort();
         let others: Vec<&str> = all.iter().copied().filter(|n| *n != model.name).collect();
@@ -420,7 +444,7 @@ fn sql_files(dir: &Path, found: &mut Vec<PathBuf>) {
 
 #[test]
 fn every_sql_file_is_embedded_in_path_order() {
-    let views: Vec<&Model> = models::views().iter().chain(models::peers()).collect();
+    let views: Vec<&Model> = models::all_views().collect();
     let checks: Vec<&Model> = models::checks().iter().collect();
     let tables: Vec<&Model> = models::tables().iter().collect();
     for (folder, embedded) in [("sql", views), ("checks", checks), ("tables", tables)] {

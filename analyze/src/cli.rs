@@ -9,6 +9,8 @@ use clap::{Args, Parser, Subcommand};
 use tapedeck_recording::Recording;
 
 use crate::check::{self, chain};
+use crate::compare::gate::Gate;
+use crate::compare::{self, CompareError, CompareOptions};
 use crate::explain;
 use crate::listing::{self, Entry};
 use crate::models;
@@ -37,6 +39,8 @@ pub struct Cli {
 enum Command {
     /// Latency, throughput and health of one or more recordings
     Report(ReportArgs),
+    /// One recording against another: is it worse, and is that more than noise?
+    Compare(CompareArgs),
     /// Run one SQL query over recordings
     Query(QueryArgs),
     /// Ask one question after the other
@@ -85,6 +89,35 @@ struct ReportArgs {
     /// Exit 1 when the verdict is invalid
     #[arg(long)]
     strict: bool,
+    #[command(flatten)]
+    session: SessionArgs,
+}
+
+#[derive(Debug, Args)]
+struct CompareArgs {
+    /// What it was: a recording, a folder of repetitions, or a sweep
+    base: PathBuf,
+    /// What it is now
+    new: PathBuf,
+    /// Exit 1 when this holds; repeatable. 'ttft_ms.p99 > +5%' is against base,
+    /// 'ttft_ms.p99 > +20' a difference, 'success_rate < 0.99' of NEW alone; of a
+    /// replay also 'schedule_error_ms.p99 > 1'
+    #[arg(long = "fail-if", value_name = "CONDITION", value_parser = str::parse::<Gate>)]
+    gates: Vec<Gate>,
+    #[arg(long, value_enum, default_value = "table")]
+    format: Format,
+    /// Write to a file instead of stdout
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Bound on a metric of every request, for goodput; repeatable
+    #[arg(long = "slo", value_name = "METRIC=VALUE", value_parser = parse_slo)]
+    slos: Vec<Slo>,
+    /// Leave out requests sent in the first part of each run (500ms, 30s, 2m)
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration_ms)]
+    warmup: Option<f64>,
+    /// Of the resampling behind intervals
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
     #[command(flatten)]
     session: SessionArgs,
 }
@@ -161,6 +194,8 @@ enum Failed {
     #[error(transparent)]
     Session(#[from] session::Error),
     #[error(transparent)]
+    Compare(#[from] CompareError),
+    #[error(transparent)]
     Output(#[from] OutputError),
     #[error(transparent)]
     Explain(#[from] explain::Error),
@@ -174,6 +209,7 @@ enum Failed {
 pub async fn run(cli: Cli) -> ExitCode {
     let result = match cli.command {
         Command::Report(args) => report(args).await,
+        Command::Compare(args) => compare(args).await,
         Command::Query(args) => query(args).await,
         Command::Shell(args) => shell(args).await,
         Command::Sql { name } => sql(name.as_deref()),
@@ -226,6 +262,33 @@ async fn report(args: ReportArgs) -> Result<ExitCode, Failed> {
     write(args.output.as_deref(), &report.render(args.format))?;
     let is_finding = args.strict && report.verdict() == Verdict::Invalid;
     Ok(if is_finding {
+        ExitCode::from(EXIT_FINDING)
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+async fn compare(args: CompareArgs) -> Result<ExitCode, Failed> {
+    let options = CompareOptions {
+        gates: args.gates,
+        slos: args.slos,
+        warmup_ms: args.warmup.unwrap_or_default(),
+        tokenizer: args.session.tokenizer_path,
+        memory_limit_bytes: Some(args.session.memory_limit),
+        seed: args.seed,
+    };
+    let compared = compare::compare(&args.base, &args.new, &options).await?;
+    write(args.output.as_deref(), &compared.render(args.format))?;
+    for gate in compared.gates.iter().filter(|g| g.holds != Some(false)) {
+        let level = gate.level.as_deref();
+        let level = level.map(|l| format!(" ({l})")).unwrap_or_default();
+        let (name, detail) = (&gate.fail_if, &gate.detail);
+        drop(writeln!(
+            std::io::stderr(),
+            "--fail-if {name}{level}: {detail}"
+        ));
+    }
+    Ok(if compared.fails() {
         ExitCode::from(EXIT_FINDING)
     } else {
         ExitCode::SUCCESS
@@ -290,9 +353,7 @@ fn sql(name: Option<&str>) -> Result<ExitCode, Failed> {
             let model = model.ok_or_else(|| Failed::UnknownView(name.to_owned()))?;
             model.sql.to_owned()
         }
-        None => models::views()
-            .iter()
-            .chain(models::peers())
+        None => models::all_views()
             .map(|m| format!("{:<20} {}\n", m.name, m.grain))
             .collect(),
     };

@@ -7,10 +7,11 @@
 //! what was sealed), [`distribution`] (percentiles in little memory), [`shell`] (one question
 //! after the other), [`report`] (rows → report), [`render`] (report → text),
 //! [`check`] (invariants), [`peer`] (other tools' definitions), [`explain`] (one
-//! request), `listing` (what lies below a folder), [`cli`].
+//! request), [`compare`] (one side against another), `listing` (what lies below a folder), [`cli`].
 
 pub mod check;
 pub mod cli;
+pub mod compare;
 mod derived;
 pub mod distribution;
 pub mod explain;

@@ -84,6 +84,7 @@ const VIEWS: &[(&str, &str)] = sql_files![
     "2_request/read_lag.sql",
     "2_request/request_latency.sql",
     "2_request/request_metric.sql",
+    "2_request/slo_met.sql",
     "3_summary/client_load.sql",
     "3_summary/concurrency.sql",
     "3_summary/failures.sql",
@@ -102,8 +103,8 @@ const VIEWS: &[(&str, &str)] = sql_files![
     "4_report/scalar_metric.sql",
 ];
 
-/// The definitions of other tools: files under `sql/` that come last. A session
-/// creates them when it is asked about them.
+/// The definitions of other tools. A session creates them when it is asked about
+/// them.
 const PEER_VIEWS: &[(&str, &str)] = sql_files![
     "sql":
     "5_peer_facts/peer_chunk.sql",
@@ -132,6 +133,25 @@ const PEER_VIEWS: &[(&str, &str)] = sql_files![
     "7_peer_summary/peer_summary.sql",
 ];
 
+/// One side against another: files under `sql/` that come last. A session creates
+/// them when it is asked about them.
+const COMPARE_VIEWS: &[(&str, &str)] = sql_files![
+    "sql":
+    "8_replay/prefix_reuse.sql",
+    "8_replay/replay_original.sql",
+    "8_replay/replay_request.sql",
+    "9_compare/compare_end.sql",
+    "9_compare/compare_pair.sql",
+    "9_compare/compare_request.sql",
+    "9_compare/compare_unit_memory.sql",
+    "9_compare/compare_value.sql",
+    "9_compare/comparison.sql",
+    "9_compare/replay_flight.sql",
+    "9_compare/replay_length.sql",
+    "9_compare/replay_outcome.sql",
+    "9_compare/replay_schedule.sql",
+];
+
 /// Every file under `tables/`: headers of what views read and nobody defines.
 const TABLES: &[(&str, &str)] = sql_files![
     "tables":
@@ -144,6 +164,7 @@ const TABLES: &[(&str, &str)] = sql_files![
     "requests.sql",
     "responses.sql",
     "samples.sql",
+    "sides.sql",
     "slos.sql",
 ];
 
@@ -178,6 +199,13 @@ static PEER_MODELS: LazyLock<Vec<Model>> = LazyLock::new(|| {
         .collect()
 });
 
+static COMPARE_MODELS: LazyLock<Vec<Model>> = LazyLock::new(|| {
+    COMPARE_VIEWS
+        .iter()
+        .map(|(path, sql)| parse(path, sql))
+        .collect()
+});
+
 static TABLE_MODELS: LazyLock<Vec<Model>> =
     LazyLock::new(|| TABLES.iter().map(|(path, sql)| parse(path, sql)).collect());
 
@@ -197,6 +225,17 @@ pub fn peers() -> &'static [Model] {
     &PEER_MODELS
 }
 
+/// The views of a comparison, in dependency order; they come after [`peers`].
+#[must_use]
+pub fn compares() -> &'static [Model] {
+    &COMPARE_MODELS
+}
+
+/// Every view, in dependency order.
+pub fn all_views() -> impl DoubleEndedIterator<Item = &'static Model> {
+    views().iter().chain(peers()).chain(compares())
+}
+
 /// The tables that views are made of, recorded and of the session.
 #[must_use]
 pub fn tables() -> &'static [Model] {
@@ -213,7 +252,7 @@ pub fn checks() -> &'static [Model] {
 pub(crate) fn needed_for(goals: &[&'static str]) -> BTreeSet<&'static str> {
     let mut needed: BTreeSet<&str> = goals.iter().copied().collect();
     // Later files read earlier ones, so one pass from the end finds all.
-    for model in views().iter().chain(peers()).rev() {
+    for model in all_views().rev() {
         if needed.contains(model.name) {
             needed.extend(model.reads.iter().map(String::as_str));
         }
@@ -224,8 +263,7 @@ pub(crate) fn needed_for(goals: &[&'static str]) -> BTreeSet<&'static str> {
 /// The view called `name`.
 #[must_use]
 pub fn view(name: &str) -> Option<&'static Model> {
-    let mut models = MODELS.iter().chain(PEER_MODELS.iter());
-    models.find(|m| m.name == name)
+    all_views().find(|m| m.name == name)
 }
 
 /// The view or table called `name`.
@@ -248,6 +286,14 @@ pub fn slo_metrics() -> impl Iterator<Item = &'static str> {
     let columns = view("request_latency").map_or(&[][..], |m| &m.columns);
     let names = columns.iter().map(|c| c.name.as_str());
     names.filter(move |name| named.contains(&format!("'{name}'")))
+}
+
+/// The metrics that the rows of `view_name` name, in the order of a report: the
+/// second value of every row that its SQL lists.
+pub(crate) fn metric_names(view_name: &str) -> Vec<&'static str> {
+    let lines = view(view_name).map_or("", |m| m.sql).lines();
+    let rows = lines.filter(|line| line.trim_start().starts_with('('));
+    rows.filter_map(|line| line.split('\'').nth(1)).collect()
 }
 
 /// Reads a header. Lines that are not of its shape are left out; the test that
@@ -313,7 +359,7 @@ pub fn reference() -> String {
          Generated from the headers of `analyze/sql/` and `analyze/tables/`; `UPDATE_METRICS=1 cargo test` rewrites it.\n\
          `analyze sql NAME` prints a definition.\n",
     );
-    for model in views().iter().chain(peers()) {
+    for model in all_views() {
         text.push_str(&describe(model));
     }
     text.push_str("\n# Tables\n\nWhat the views are made of.\n");

@@ -256,7 +256,7 @@ pub async fn report(paths: &[PathBuf], options: &ReportOptions) -> Result<Report
 }
 
 /// Counts, duration and verdict of one recording.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Summary {
     pub recording_id: String,
     pub verdict: Verdict,
@@ -353,9 +353,9 @@ struct OfRecording<T> {
     row: T,
 }
 
-type ByRecording<T> = BTreeMap<String, Vec<T>>;
+pub(crate) type ByRecording<T> = BTreeMap<String, Vec<T>>;
 
-async fn by_recording<T>(session: &Session, sql: &str) -> Result<ByRecording<T>, Error>
+pub(crate) async fn by_recording<T>(session: &Session, sql: &str) -> Result<ByRecording<T>, Error>
 where
     T: serde::de::DeserializeOwned,
 {

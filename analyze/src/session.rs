@@ -413,6 +413,12 @@ impl Session {
             self.add_peers(&all, &["peer_summary", "peer_metric"])
                 .await?;
         }
+        let lower = sql.to_ascii_lowercase();
+        let compares = models::compares().iter().map(|m| m.name);
+        let goals: Vec<&str> = compares.filter(|name| lower.contains(name)).collect();
+        if !goals.is_empty() {
+            self.add_comparison(&goals).await?;
+        }
         let read_only = SQLOptions::new()
             .with_allow_ddl(false)
             .with_allow_dml(false)
@@ -519,7 +525,11 @@ impl Session {
         Ok(named.count().await.map_err(Error::Query)? > 0)
     }
 
-    async fn create_view(&self, model: &'static models::Model, keep: bool) -> Result<(), Error> {
+    pub(crate) async fn create_view(
+        &self,
+        model: &'static models::Model,
+        keep: bool,
+    ) -> Result<(), Error> {
         let view_error = |cause| Error::View {
             view: model.name,
             cause,
@@ -556,7 +566,7 @@ impl Session {
         Ok(())
     }
 
-    fn register_batch(&self, name: &str, batch: RecordBatch) -> Result<(), Error> {
+    pub(crate) fn register_batch(&self, name: &str, batch: RecordBatch) -> Result<(), Error> {
         let table = MemTable::try_new(batch.schema(), vec![vec![batch]]);
         self.register(name, Arc::new(table.map_err(Error::Query)?))
     }
@@ -622,7 +632,7 @@ fn file_url(path: &Path) -> Result<ListingTableUrl, Error> {
     ListingTableUrl::parse(&url).map_err(|_| path_error())
 }
 
-fn arrow_error(error: ArrowError) -> Error {
+pub(crate) fn arrow_error(error: ArrowError) -> Error {
     Error::Query(error.into())
 }
 
@@ -649,6 +659,11 @@ fn recordings_schema() -> SchemaRef {
         ("waits_for_slots", DataType::Boolean),
         ("tokenizer", DataType::Utf8),
         ("settings", DataType::Utf8),
+        ("replay_of_recording_id", DataType::Utf8),
+        ("speed", DataType::Float64),
+        ("workload_kind", DataType::Utf8),
+        ("workload_hash", DataType::Utf8),
+        ("content", DataType::Utf8),
     ])
 }
 
@@ -685,6 +700,14 @@ struct RecordingRow<'a> {
     tokenizer: Option<String>,
     /// JSON.
     settings: String,
+    replay_of_recording_id: Option<&'a str>,
+    /// Of a replay only.
+    speed: Option<f64>,
+    workload_kind: Option<&'a str>,
+    workload_hash: Option<&'a str>,
+    /// What was kept of texts; everything where the manifest is older than the
+    /// choice.
+    content: &'a str,
 }
 
 fn is_set(settings: &serde_json::Value, name: &str) -> bool {
@@ -729,6 +752,8 @@ impl<'a> RecordingRow<'a> {
         let missing = segments.filter(|s| !recording.dir.join(&s.file).is_file());
         let log = recording.recovered();
         let counts = manifest.recovered.unwrap_or(log.counts);
+        let setting = |name| manifest.settings.get(name).and_then(|v| v.as_str());
+        let workload = manifest.workload.as_ref();
         Self {
             recording_id: &manifest.recording_id,
             path: recording.dir.display().to_string(),
@@ -752,6 +777,11 @@ impl<'a> RecordingRow<'a> {
                 && is_set(&manifest.settings, "parallel"),
             tokenizer: tokenizer(recording, chosen),
             settings: manifest.settings.to_string(),
+            replay_of_recording_id: setting("replay_of_recording_id"),
+            speed: manifest.settings.get("speed").and_then(|v| v.as_f64()),
+            workload_kind: workload.map(|w| w.kind.as_str()),
+            workload_hash: workload.and_then(|w| w.content_hash.as_deref()),
+            content: setting("content").unwrap_or("full"),
         }
     }
 }

@@ -1,5 +1,5 @@
 -- goodput: one row per recording: measured requests that meet every objective in table slos.
--- Reads: recordings, slos, outcome, window, request_metric.
+-- Reads: recordings, slos, outcome, window, slo_met.
 --   recording_id   TEXT    -           -       Key.
 --   requests       BIGINT  requests    -       Measured requests; one that failed or did not finish meets nothing.
 --   good_requests  BIGINT  requests    higher  Those that meet every objective. NULL without objectives.
@@ -7,26 +7,9 @@
 --   goodput_share  DOUBLE  ratio       higher  Good requests over requests. NULL without objectives.
 CREATE VIEW goodput AS
 WITH
-judged AS (
-  SELECT
-    m.recording_id,
-    m.request_id,
-    bool_and(CASE
-      -- An answer of one token has no time per token to be late with; any
-      -- other undefined value meets no objective.
-      WHEN m.value IS NULL THEN
-        m.metric = 'tpot_ms' AND coalesce(m.output_tokens < 2, FALSE)
-      ELSE
-        coalesce(m.value <= s.at_most, TRUE)
-        AND coalesce(m.value >= s.at_least, TRUE)
-    END) AS good
-  FROM request_metric AS m
-  JOIN slos AS s ON s.metric = m.metric
-  GROUP BY m.recording_id, m.request_id
-),
 good AS (
   SELECT recording_id, count(*) AS good_requests
-  FROM judged
+  FROM slo_met
   WHERE good
   GROUP BY recording_id
 ),

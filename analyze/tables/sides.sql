@@ -1,0 +1,3 @@
+-- sides: one row per recording that is compared.
+--   recording_id  TEXT  -  -  Key.
+--   side          TEXT  -  -  base or new. Where nobody chose, the first recording that was named is base and the others are new.
