@@ -96,7 +96,9 @@ impl FindArgs {
             bail!("--find-max takes one value of {flag}: where to begin");
         }
         if shape.rate_ramp.is_some() || shape.rate_series.is_some() {
-            bail!("--find-max has a constant rate in each trial: leave out --rate-ramp and --rate-series");
+            bail!(
+                "--find-max has a constant rate in each trial: leave out --rate-ramp and --rate-series"
+            );
         }
         if shape.repeat > 1 {
             bail!("--find-max repeats what needs it: --find-repeats instead of --repeat");

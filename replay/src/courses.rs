@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use anyhow::{Context, Error, Result};
 use tapedeck_live::{Arrival, Branch, Conversation, Due, NextTurn, PreparedRequest};
-use tapedeck_recording::Phase;
 
 use crate::bodies::Maker;
 use crate::cli::Mode;
@@ -86,7 +85,7 @@ impl Courses {
         Arrival {
             request,
             offset_ns: Some(planned.offset_ns),
-            phase: Phase::Measure,
+            phase: original.phase,
             session_id: planned.session_id.clone(),
             turn: original.turn,
             parent_request_id: parent.map(|parent| self.first_id + parent as i64),
