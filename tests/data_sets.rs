@@ -221,9 +221,19 @@ fn a_programs_output_is_a_data_set() {
         manifest(&out).workload.unwrap().path.as_deref(),
         Some(print)
     );
-    let (ran, out) = run("failed", &["--dataset-command", "echo one; exit 4"]);
+    let keyed = "API_KEY=pw77 sh -c 'echo one'";
+    let (ran, out) = run("keyed", &["--dataset-command", keyed]);
+    ran.expect(0);
+    let text = fs::read_to_string(out.join("recording.json")).unwrap();
+    assert!(
+        text.contains("API_KEY=***") && !text.contains("pw77"),
+        "{text}"
+    );
+    let failing = "API_KEY=pw77; echo one; exit 4";
+    let (ran, out) = run("failed", &["--dataset-command", failing]);
     let ran = ran.expect(2);
     assert!(ran.stderr.contains("exit status: 4"), "{}", ran.stderr);
+    assert!(!ran.stderr.contains("pw77"), "{}", ran.stderr);
     assert!(!out.exists());
 }
 

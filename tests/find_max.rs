@@ -127,6 +127,16 @@ fn a_search_that_makes_no_sense_does_not_start() {
             "--find-repeats",
         ),
         ("--find-max rate --slo ttft_ms=1 --slo-share 0", "above 0"),
+        // Such a trial would have no end, and its number would be shared out.
+        (
+            "--find-max rate --slo ttft_ms=1 --client-duration 1s",
+            "leave out --ramp-up",
+        ),
+        (
+            "--find-max rate --slo ttft_ms=1 --parallel 4 --client-sequences",
+            "leave out --ramp-up",
+        ),
+        ("--find-trials 3", "--find-max"),
     ] {
         let stderr = search(flags, &out).expect(2).stderr;
         assert!(stderr.contains(message), "{flags}: {stderr}");

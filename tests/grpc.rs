@@ -46,7 +46,7 @@ const GAP: Duration = Duration::from_millis(3);
 
 /// How a call is answered after its tokens.
 #[derive(Debug, Clone, Copy)]
-enum End {
+pub(crate) enum End {
     /// The last token says FINISHED.
     Finished,
     /// Status 0 alone.
@@ -254,13 +254,15 @@ async fn accept(
     }
 }
 
-struct Running {
-    addr: SocketAddr,
+/// A server, while it is held.
+pub(crate) struct Running {
+    pub(crate) addr: SocketAddr,
     ledger: Arc<Ledger>,
     _runtime: Runtime,
 }
 
-fn start(api: &str, scripts: &[Script], tls: Option<TlsAcceptor>) -> Running {
+/// A server that answers calls of `api` by `scripts`.
+pub(crate) fn start(api: &str, scripts: &[Script], tls: Option<TlsAcceptor>) -> Running {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()

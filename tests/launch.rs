@@ -187,11 +187,16 @@ fn a_server_that_cannot_be_loaded_is_one_message_with_its_last_words() {
     assert!(stderr.contains("hint: --launch-timeout"), "{stderr}");
 
     let mock = MockLlm::start(Script::always(Stream::chat(1, 1, 1).reply()));
-    let stderr = refused(&["--launch", "exec sleep 600", "--url", &mock.url()], &out);
-    assert!(
-        stderr.contains("something answers at 127.0.0.1:"),
-        "{stderr}"
-    );
+    let url = mock.url().replace("http://", "http://me:hunter33@");
+    let launch = ["--launch", "exec sleep 600", "--url", &url];
+    let stderr = refused(&[&launch[..], &["--content", "hashed"]].concat(), &out);
+    for said in [
+        "something answers at 127.0.0.1:",
+        "warning: --content and --redact do not reach what the server prints",
+    ] {
+        assert!(stderr.contains(said), "{stderr}");
+    }
+    assert!(!stderr.contains("hunter33"), "{stderr}");
 
     let stderr = refused(&["--url", "sim:", "--matrix", "tp=1,2"], &out);
     assert!(

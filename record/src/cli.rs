@@ -128,7 +128,7 @@ pub struct ShapeArgs {
     pub burstiness: f64,
     /// Stop sending after this long (10s, 5m, 1h), counted from the end of the
     /// warm-up.
-    #[arg(long, aliases = ["stop-time", "benchmark-duration", "max-seconds"], value_name = "D", value_parser = parse_duration)]
+    #[arg(long, aliases = ["benchmark-duration", "max-seconds"], value_name = "D", value_parser = parse_duration)]
     pub duration: Option<Duration>,
     #[command(flatten)]
     pub clients: ClientArgs,
@@ -139,7 +139,7 @@ pub struct ShapeArgs {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=MAX_REPEATS))]
     pub repeat: u32,
     /// Send no probe request before the load.
-    #[arg(long)]
+    #[arg(long, alias = "no-test-connection")]
     pub no_probe: bool,
 }
 
@@ -153,13 +153,13 @@ pub struct ClientArgs {
     pub ramp_up: Option<RampUp>,
     /// A client sends nothing more so long after it began; sessions it has begun are
     /// carried on.
-    #[arg(long, alias = "thread-stop-time", value_name = "D", value_parser = parse_duration, conflicts_with = OPEN_LOOP)]
+    #[arg(long, aliases = ["thread-stop-time", "stop-time"], value_name = "D", value_parser = parse_duration, conflicts_with = OPEN_LOOP)]
     pub client_duration: Option<Duration>,
     /// Each client walks the data set in an order of its own, the same in every run:
     /// from the prompt of its number on, clients of odd numbers backwards. --number
     /// is shared out among them, and requests name their client as session. Else all
     /// take the next prompt of one order.
-    #[arg(long, conflicts_with = OPEN_LOOP)]
+    #[arg(long, alias = "allow-repetitive-requests", conflicts_with = OPEN_LOOP)]
     pub client_sequences: bool,
 }
 
@@ -422,5 +422,24 @@ mod tests {
         assert_eq!(random.output_tokens, Some(4));
         assert_eq!(random.random_range_ratio, Some(0.5));
         assert_eq!(random.prefix_length, Some(6));
+        // llm.perf stops each client after its own time.
+        let line = "record load --url u --prompt p --no-test-connection --ramp-up-time 2 \
+            --stop-time 3 --allow-repetitive-requests --warmup-num 4";
+        let cli = Cli::try_parse_from(line.split_whitespace()).unwrap();
+        let Command::Load(args) = cli.command else {
+            unreachable!()
+        };
+        let ShapeArgs {
+            clients,
+            warmup,
+            duration,
+            no_probe,
+            ..
+        } = args.shape;
+        let seconds = |s| Some(Duration::from_secs(s));
+        assert_eq!((clients.client_duration, duration), (seconds(3), None));
+        assert_eq!(clients.ramp_up, seconds(2).map(RampUp::Total));
+        assert!(clients.client_sequences && no_probe);
+        assert_eq!(warmup.warmup_requests, Some(4));
     }
 }

@@ -32,23 +32,25 @@ pub struct FindArgs {
     /// which enough requests meet every --slo. It begins at --rate or --parallel (1),
     /// doubles or halves, then bisects. Every trial is a recording below --out that
     /// lasts --duration or sends --number requests (at N in flight at least 2 N).
-    /// Queues build up in time: for rates, give a --duration. A trial in which this
-    /// client was the bottleneck ends the search. Exit code 1 when no level passes.
+    /// Queues build up in time: for rates, give a --duration. All trials send the same
+    /// prompts: a server that caches prefixes answers later ones sooner. A trial in
+    /// which this client was the bottleneck ends the search. Exit code 1 when no level
+    /// passes.
     #[arg(long, value_name = "WHAT", requires = "slos")]
     pub find_max: Option<Raised>,
     /// Share of requests that are to meet every --slo, above 0 and at most 1.
-    #[arg(long, value_name = "P", default_value_t = 0.99, value_parser = parse_wanted)]
+    #[arg(long, value_name = "P", default_value_t = 0.99, value_parser = parse_wanted, requires = "find_max")]
     pub slo_share: f64,
     /// Between the highest level that passes and the lowest that fails, as a share
     /// of the latter; narrower gaps are not searched.
-    #[arg(long, value_name = "P", default_value_t = 0.05, value_parser = parse_share)]
+    #[arg(long, value_name = "P", default_value_t = 0.05, value_parser = parse_share, requires = "find_max")]
     pub find_tolerance: f64,
     /// Trials of a search at most.
-    #[arg(long, value_name = "N", default_value_t = 24, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(long, value_name = "N", default_value_t = 24, value_parser = clap::value_parser!(u32).range(1..=1000), requires = "find_max")]
     pub find_trials: u32,
     /// Trials of one level at most: levels at the border are tried again with other
     /// arrivals while the 95 % interval of their share leaves them in doubt.
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100), requires = "find_max")]
     pub find_repeats: u32,
 }
 
@@ -103,7 +105,14 @@ impl FindArgs {
         if shape.repeat > 1 {
             bail!("--find-max repeats what needs it: --find-repeats instead of --repeat");
         }
+        let clients = &shape.clients;
+        let is_of_clients = clients.ramp_up.is_some()
+            || clients.client_duration.is_some()
+            || clients.client_sequences;
         match what {
+            Raised::Rate if is_of_clients => bail!(
+                "--find-max rate is an open loop: leave out --ramp-up, --client-duration and --client-sequences\nhint: --duration ends each trial"
+            ),
             Raised::Rate if shape.rate.iter().any(|rate| !rate.is_finite()) => {
                 bail!("--find-max rate cannot begin with all at once")
             }

@@ -12,6 +12,7 @@ use serde_json::Value;
 use tapedeck_live::Stop;
 use tapedeck_run::args::parse_duration;
 use tapedeck_run::launch::{Launch, Launched, free_port, log_path};
+use tapedeck_run::secrets::mask_url;
 use tapedeck_run::shell::{fill, quote};
 use url::Url;
 
@@ -27,8 +28,8 @@ pub struct LaunchArgs {
     /// Start this command in a shell, wait until it answers /health (or /v1/models),
     /// load it and stop it with all its children, also when this program is killed.
     /// {port} is a free port, or that of --url where it has one; {model} is --model.
-    /// --url need not be given. What it prints goes to <recording>.server.log: the
-    /// first 32 MiB and the last MiB.
+    /// --url need not be given. What it prints goes to <recording>.server.log, beside
+    /// the recording: the first 32 MiB and the last MiB.
     #[arg(long, value_name = "COMMAND", conflicts_with = "local")]
     pub launch: Option<String>,
     /// Launch a well-known server with --model.
@@ -141,8 +142,13 @@ pub fn with_server<T>(
         let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
         made.with_context(|| format!("cannot make {}", folder.display()))?;
     }
-    let log = launch.log.display();
-    eprintln!("launching a server at {}, its log is {log}", launch.address);
+    let (address, log) = (mask_url(&launch.address), launch.log.display());
+    eprintln!("launching a server at {address}, its log is {log}");
+    if args.output.privacy.hides_text() {
+        eprintln!(
+            "warning: --content and --redact do not reach what the server prints: if it prints texts, {log} has them"
+        );
+    }
     let mut launched = Launched::start(&launch, args.target.api_key.as_deref())?;
     launched.wait_ready(&args.target, args.api, stop)?;
     let result = work(&args, Some(launched.describe()));

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use tapedeck_run::hub::{self, Fetched, HubOptions, Kind, Reference};
+use tapedeck_run::shell;
 use tapedeck_workload::dataset::{
     self, DatasetSpec, Loaded, PrefixGroups, RandomLengths, TableColumns,
 };
@@ -53,9 +54,11 @@ pub fn source(args: &LoadArgs) -> Result<Source> {
     refuse_strangers(workload, named)?;
     let (tokenizer_path, tokenizer_hub) = tokenizer(args)?;
     // Held until the data set is read: it removes the file when it is dropped.
-    let output = match &workload.dataset_command {
-        Some(line) => Some(command::output_of(line)?),
-        None => None,
+    let command = workload.dataset_command.as_deref();
+    let shown = command.map(shell::masked);
+    let output = match (command, &shown) {
+        (Some(line), Some(shown)) => Some(command::output_of(line, shown)?),
+        _ => None,
     };
     let (path, hub) = match (&output, &workload.dataset_path) {
         (Some(output), _) => (Some(output.to_path_buf()), None),
@@ -93,7 +96,7 @@ pub fn source(args: &LoadArgs) -> Result<Source> {
     Ok(Source {
         kind: named.map_or("prompt", Dataset::as_str),
         origin: of_hub
-            .or_else(|| workload.dataset_command.clone())
+            .or(shown)
             .or(dataset_path)
             .or_else(|| prompt_file.map(|p| p.display().to_string())),
         default_number: match spec.source {

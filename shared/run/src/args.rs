@@ -216,6 +216,14 @@ pub struct PrivacyArgs {
     pub block_size: Option<u32>,
 }
 
+impl PrivacyArgs {
+    /// Whether some texts are not to be kept.
+    #[must_use]
+    pub fn hides_text(&self) -> bool {
+        self.content != Content::Full || !self.redact.is_empty()
+    }
+}
+
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Server metrics")]
 pub struct ServerMetricsArgs {

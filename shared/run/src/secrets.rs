@@ -67,7 +67,7 @@ const SECRET_FLAGS: &[&str] = &["--api-key", "--wandb-api-key", "--swanlab-api-k
 /// Flags whose value is `name=secret`.
 const PAIR_FLAGS: &[&str] = &["--header", "--headers"];
 /// Flags whose value is a command line.
-const COMMAND_FLAGS: &[&str] = &["--launch", "--local-args"];
+const COMMAND_FLAGS: &[&str] = &["--launch", "--local-args", "--dataset-command"];
 const ENDPOINT_FLAG: &str = "--endpoint";
 const URL_FLAGS: &[&str] = &[
     "--url",
@@ -240,6 +240,8 @@ mod tests {
             "--local-args",
             "--api-key pw3",
             "--local-args=--hf-token pw4",
+            "--dataset-command",
+            "curl -H 'Authorization: Bearer pw5' http://h/x",
             "--model",
             "m",
         ];
@@ -251,6 +253,8 @@ mod tests {
             "--local-args",
             "--api-key ***",
             "--local-args=--hf-token ***",
+            "--dataset-command",
+            "curl -H 'Authorization: ***' http://h/x",
             "--model",
             "m",
         ];

@@ -33,6 +33,12 @@ pub(crate) fn mask(command: &str) -> Masked {
     Masked { text, secrets }
 }
 
+/// `command` with its secrets masked, to be shown and recorded.
+#[must_use]
+pub fn masked(command: &str) -> String {
+    mask(command).text
+}
+
 /// Words that stand between the name of a header and its secret.
 const SCHEMES: [&str; 3] = ["Bearer", "Basic", "Token"];
 /// How keys of well-known services begin.

@@ -13,13 +13,14 @@ use crate::files::read_line;
 const MAX_OUTPUT_BYTES: u64 = 16 << 30;
 
 /// Runs `command` in a shell and keeps its standard output in a temporary file,
-/// which goes when the path is dropped. Its standard error is the user's.
+/// which goes when the path is dropped. Its standard error is the user's. Errors
+/// name it as it is `shown`.
 ///
 /// # Errors
 /// When it cannot be started, ends badly, says nothing, or more than is taken.
-pub fn output_of(command: &str) -> Result<TempPath, WorkloadError> {
+pub fn output_of(command: &str, shown: &str) -> Result<TempPath, WorkloadError> {
     let failed = |problem: String| WorkloadError::Command {
-        command: command.to_owned(),
+        command: shown.to_owned(),
         problem,
     };
     let io = |e: std::io::Error| failed(e.to_string());
@@ -73,15 +74,16 @@ mod tests {
 
     #[test]
     fn the_output_is_kept_and_a_bad_end_is_an_error() {
-        let path = output_of("echo one; echo two").unwrap();
+        let path = output_of("echo one; echo two", "echo").unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "one\ntwo\n");
         for (command, words) in [
             ("echo one; exit 3", "exit status: 3"),
             ("true", "wrote nothing"),
             ("head -c 70000000 /dev/zero", "a line is over"),
         ] {
-            let refused = output_of(command).unwrap_err().to_string();
+            let refused = output_of(command, "so it is").unwrap_err().to_string();
             assert!(refused.contains(words), "{refused}");
+            assert!(refused.contains("so it is") && !refused.contains(command));
         }
     }
 }
