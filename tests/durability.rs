@@ -10,7 +10,9 @@ use nix::unistd::Pid;
 use tapedeck_recording::{Recording, Table};
 
 use crate::support::disk::SmallDisk;
-use crate::support::programs::{Ran, program, run};
+use crate::support::mock_llm::replies::Stream;
+use crate::support::mock_llm::{MockLlm, Script};
+use crate::support::programs::{Ran, program, run, run_line};
 
 const SIM: &str = "sim:?ttft_ms=5&itl_ms=2&tokens=200";
 
@@ -197,4 +199,20 @@ fn a_full_disk_ends_a_load_with_everything_readable() {
         assert!(!check.stdout.contains("does not"), "{}", check.stdout);
         std::fs::remove_dir_all(&out).unwrap();
     }
+    // What cannot be recorded is not sent: not the later turns of a session either.
+    let (sessions, turns) = (8, 100);
+    let mock = MockLlm::start(Script::always(Stream::chat(300, 0, 1).reply()));
+    let dir = tempfile::tempdir().unwrap();
+    let prompts = dir.path().join("prompts.txt");
+    std::fs::write(&prompts, "x\n".repeat(turns)).unwrap();
+    let line = format!(
+        "load --url {} --model m --dataset-path {} --parallel {sessions} --number {sessions} \
+         --num-turns {turns} --no-probe --no-report --out {}",
+        mock.url(),
+        prompts.display(),
+        disk.path().join("r").display()
+    );
+    let ran = run_line("record", &line).expect(2);
+    assert!(ran.stderr.contains("No space left"), "{}", ran.stderr);
+    assert!(mock.ledger().len() < sessions * turns);
 }

@@ -227,6 +227,12 @@ fn a_client_ends_after_its_own_time() {
     assert_eq!(settings(&out)["client_duration_s"], 0.25);
 }
 
+/// The mark is where the load begins, not where its first arrival was asked for.
+const MARK_IS_BETWEEN_THE_PHASES: &str = "
+    SELECT bool_and((r.phase = 'warmup') = (r.t_scheduled_ns < m.t_ns)) AS apart
+    FROM requests AS r CROSS JOIN marks AS m
+    WHERE m.name = 'phase_begin' AND m.detail LIKE '%measure%'";
+
 #[test]
 fn a_warm_up_goes_before_and_counts_nowhere() {
     let mock = MockLlm::start(Script::always(Stream::chat(3, 10, 1).reply()));
@@ -267,6 +273,7 @@ fn a_warm_up_goes_before_and_counts_nowhere() {
         FROM throughput AS t JOIN concurrency AS c USING (recording_id)
         JOIN recording_health AS h USING (recording_id) WHERE h.finding = 'warmup_requests'";
     assert_eq!(ask(&out, sql), "12,true,info,5.0");
+    assert_eq!(ask(&out, MARK_IS_BETWEEN_THE_PHASES), "true");
     let shown = run_line("analyze", &format!("report {}", out.display())).expect(0);
     let said = "5 requests of the warm-up, 0 of them failed";
     assert!(shown.stdout.contains(said), "{}", shown.stdout);

@@ -5,7 +5,7 @@
 //! bytes a value until a table of counts is smaller, 64 KiB, however often its
 //! values come. So a million gaps take at most 2 MB, and any number of gaps that
 //! lie within 40 ms take at most 40 MB. Other numbers take 8 bytes each: a sample
-//! of them has one a request.
+//! of them has one a request, or one a gap where another tool's profile is asked for.
 
 use std::collections::BTreeMap;
 

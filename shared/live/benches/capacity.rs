@@ -162,8 +162,9 @@ fn of_recording(server: &Blast, requests: usize) -> Cost {
         (chunks, 0)
     });
     let times = watch.end();
-    cost.threads_us =
-        THREADS.map(|name| times.get(name).copied().unwrap_or_default() / chunks as f64);
+    let us = |name| times.get(name).copied().unwrap_or_default() / chunks as f64;
+    cost.threads_us = THREADS.map(us);
+    cost.cpu_us -= us(ThreadTimes::WATCHER);
     cost.reads = checked_reads(&Recording::open(&out).unwrap(), requests);
     cost
 }

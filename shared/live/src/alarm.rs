@@ -41,6 +41,8 @@ pub(crate) struct Alarm {
     next_number: Cell<u64>,
     /// The instant for which the timer is set, `i64::MAX` for none.
     set_ns: Cell<i64>,
+    /// Nobody sleeps any more.
+    is_over: Cell<bool>,
     lead: Lead,
 }
 
@@ -60,8 +62,17 @@ impl Alarm {
             waiting: RefCell::default(),
             next_number: Cell::new(0),
             set_ns: Cell::new(i64::MAX),
+            is_over: Cell::new(false),
             lead: Lead::new(),
         })
+    }
+
+    /// Ends every sleep, those to come too: the run is ending, and who waits is to see.
+    pub(crate) fn end_sleep(&self) {
+        if !self.is_over.replace(true) {
+            let waiting = self.waiting.take();
+            waiting.into_values().for_each(Waker::wake);
+        }
     }
 
     /// Sleeps until all but the [`Lead`] before `due_ns` has passed.
@@ -81,7 +92,8 @@ impl Alarm {
         }
     }
 
-    async fn sleep_until(&self, t_ns: i64) {
+    /// Sleeps until `t_ns`, or the end of the run. Waking takes its time: see [`Lead`].
+    pub(crate) async fn sleep_until(&self, t_ns: i64) {
         let number = self.next_number.get();
         self.next_number.set(number + 1);
         let place = WaitingPlace {
@@ -89,7 +101,7 @@ impl Alarm {
             place: (t_ns, number),
         };
         poll_fn(|cx| {
-            if self.clock.now_ns() >= t_ns {
+            if self.is_over.get() || self.clock.now_ns() >= t_ns {
                 return Poll::Ready(());
             }
             let waker = cx.waker().clone();
@@ -105,7 +117,7 @@ impl Alarm {
         if t_ns < self.set_ns.get() {
             self.set_ns.set(t_ns);
             // Absolute; zero would switch the timer off.
-            let at_ns = (self.clock.origin_ns() + t_ns).max(1);
+            let at_ns = self.clock.origin_ns().saturating_add(t_ns).max(1);
             let at = TimeSpec::new(at_ns / NS_PER_S, at_ns % NS_PER_S);
             let flags = TimerSetTimeFlags::TFD_TIMER_ABSTIME;
             let timer = &self.timer.get_ref().0;
@@ -158,7 +170,8 @@ mod tests {
     use super::*;
 
     /// Sleepers in any order, some for the same instant, one for an instant that has
-    /// passed, and one that is dropped in its sleep: all wake, none early.
+    /// passed, and one that is dropped in its sleep: all wake, none early. At the end
+    /// of the run nobody sleeps.
     #[test]
     fn everybody_is_woken_and_nobody_early() {
         let runtime = Builder::new_current_thread()
@@ -192,6 +205,15 @@ mod tests {
                 woken.push(us);
             }
             assert_eq!(woken.len(), offsets_us.len());
+            assert!(alarm.waiting.borrow().is_empty());
+
+            let far = Rc::clone(&alarm);
+            let far = tokio::task::spawn_local(async move { far.sleep_until(i64::MAX).await });
+            tokio::task::yield_now().await;
+            assert_eq!(alarm.waiting.borrow().len(), 1);
+            alarm.end_sleep();
+            far.await.unwrap();
+            alarm.sleep_until(i64::MAX).await;
             assert!(alarm.waiting.borrow().is_empty());
             ring.abort();
         });

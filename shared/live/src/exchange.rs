@@ -52,6 +52,9 @@ pub(crate) async fn exchange(worker: &Rc<Worker>, assignment: Assignment) -> Opt
     }
     let t_dispatched_ns = worker.clock.now_ns();
     if is_too_late(worker, &assignment, t_dispatched_ns) {
+        if let Some(connection) = ready {
+            worker.pool.put(connection, t_dispatched_ns);
+        }
         drop_late(worker, &assignment, t_dispatched_ns);
         return next_turn(worker, assignment).await;
     }

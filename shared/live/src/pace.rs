@@ -168,7 +168,6 @@ impl Pacer {
             self.first_request_id,
             self.start_ns,
             self.until.clone(),
-            Arc::clone(&self.stop),
         ));
         tapedeck_clock::wake_on_time();
         while let Some(due) = self.next(&mut arrivals) {

@@ -9,14 +9,13 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::Duration;
 
 use serde_json::json;
 use tapedeck_recording::{ChunkKind, MarkRow};
 use tapedeck_wire::dialect::{Api, reply_text};
 
 use crate::arrival::{Arrival, Branch, Due};
-use crate::engine::{Deadline, Stop, StopLevel};
+use crate::engine::Deadline;
 use crate::pace::SlotGuard;
 use crate::worker::{Assignment, Worker, as_ns, branch};
 
@@ -28,25 +27,19 @@ pub(crate) struct Course {
     start_ns: i64,
     /// No turn is sent at or after it.
     until: Deadline,
-    stop: Arc<Stop>,
 }
 
 impl Course {
-    pub(crate) fn new(
-        first_request_id: i64,
-        start_ns: i64,
-        until: Deadline,
-        stop: Arc<Stop>,
-    ) -> Self {
+    pub(crate) fn new(first_request_id: i64, start_ns: i64, until: Deadline) -> Self {
         Self {
             next_request_id: AtomicI64::new(first_request_id),
             start_ns,
             until,
-            stop,
         }
     }
 
-    /// Ids follow the order in which requests become due, later turns included.
+    /// Ids follow the order in which requests are handed to a worker, later turns
+    /// included: those of the plan a little before they are due.
     pub(crate) fn next_request_id(&self) -> i64 {
         self.next_request_id.fetch_add(1, Ordering::Relaxed)
     }
@@ -127,9 +120,6 @@ impl Heard {
         }
     }
 }
-
-/// How often a pause looks up, to notice a stopped run.
-const LOOK_UP: Duration = Duration::from_millis(50);
 
 /// Waits until the turn behind `assignment` is due and returns it, with the slot.
 /// Without one the slot is given back. Sessions that begin within this one are sent
@@ -217,7 +207,7 @@ impl Turn {
         slot: Option<SlotGuard>,
     ) -> Option<Assignment> {
         let (t_planned_ns, due_ns) = course.instants_of(self.due, self.t_end_ns);
-        if !wait_until(worker, &course, due_ns).await {
+        if !wait_until(worker, &course, self.due, due_ns).await {
             return None;
         }
         let arrival = Arrival {
@@ -238,24 +228,24 @@ impl Turn {
     }
 }
 
-/// False when the run ends first.
-async fn wait_until(worker: &Worker, course: &Course, due_ns: i64) -> bool {
-    loop {
-        let now_ns = worker.clock.now_ns();
-        let ended = due_ns.max(now_ns) >= course.until.t_ns();
-        if ended || course.stop.level() != StopLevel::Run {
-            return false;
-        }
-        if due_ns <= now_ns {
-            return true;
-        }
-        if due_ns - now_ns > as_ns(LOOK_UP) {
-            tokio::time::sleep(LOOK_UP / 2).await;
-        } else {
+/// False when the run ends first. An instant of the plan is met by polling the clock
+/// at last. A think time may be as late as waking is, and costs no CPU, by which a
+/// closed loop is judged.
+async fn wait_until(worker: &Worker, course: &Course, due: Due, due_ns: i64) -> bool {
+    let goes_on = |t_ns: i64| t_ns < course.until.t_ns() && !worker.is_ending();
+    if !goes_on(due_ns) {
+        return false;
+    }
+    match due {
+        Due::After(_) => worker.alarm.sleep_until(due_ns).await,
+        Due::At(_) => {
             worker.alarm.sleep_until_nearly(due_ns).await;
-            worker.alarm.spin_until(due_ns).await;
+            if goes_on(due_ns) {
+                worker.alarm.spin_until(due_ns).await;
+            }
         }
     }
+    goes_on(worker.clock.now_ns())
 }
 
 fn mark_ended(worker: &Worker, request_id: i64, reason: &str, turns_not_sent: usize) {

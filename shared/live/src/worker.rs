@@ -208,12 +208,17 @@ impl Worker {
         }
     }
 
+    /// Nothing more is to be sent: the run was stopped, or cannot be recorded.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.stop.level() != StopLevel::Run || self.sink.failed()
+    }
+
     /// Waits before another attempt; false when the run is ending: nothing more is
     /// to be sent.
     pub(crate) async fn pause(&self, wait: Duration) -> bool {
         let until_ns = self.clock.now_ns().saturating_add(as_ns(wait));
         loop {
-            if self.stop.level() != StopLevel::Run || self.sink.failed() {
+            if self.is_ending() {
                 return false;
             }
             let left_ns = until_ns - self.clock.now_ns();
@@ -432,5 +437,8 @@ async fn tick(worker: Rc<Worker>, stop: Arc<Stop>) {
         tokio::time::sleep(TICK).await;
         worker.check_watches(stop.level() == StopLevel::Now);
         worker.flush();
+        if worker.is_ending() {
+            worker.alarm.end_sleep();
+        }
     }
 }

@@ -367,9 +367,13 @@ impl Run<'_> {
     }
 
     pub(crate) fn mark(&self, sink: &Sink, name: &str, detail: &Value) {
+        self.mark_at(self.clock.now_ns(), sink, name, detail);
+    }
+
+    pub(crate) fn mark_at(&self, t_ns: i64, sink: &Sink, name: &str, detail: &Value) {
         let batch = EventBatch {
             marks: vec![MarkRow {
-                t_ns: self.clock.now_ns(),
+                t_ns,
                 name: name.into(),
                 detail: detail.to_string().into(),
             }],

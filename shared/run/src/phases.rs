@@ -61,16 +61,17 @@ impl<A: Arrivals> Phases<'_, A> {
     pub(crate) fn begin(mut self) -> Self {
         if self.warmup.is_some() {
             self.phase.set(Phase::Warmup);
-            self.mark("phase_begin");
+            self.mark("phase_begin", self.start_ns);
         } else {
             self.measure_from(self.start_ns);
         }
         self
     }
 
-    fn mark(&self, name: &str) {
-        let phase = self.phase.get().as_str();
-        self.run.mark(self.sink, name, &json!({"phase": phase}));
+    /// At the instant that is meant: arrivals are asked for before they are due.
+    fn mark(&self, name: &str, t_ns: i64) {
+        let detail = json!({"phase": self.phase.get().as_str()});
+        self.run.mark_at(t_ns, self.sink, name, &detail);
     }
 
     fn measure_from(&mut self, start_ns: i64) {
@@ -79,7 +80,7 @@ impl<A: Arrivals> Phases<'_, A> {
             self.until.set(start_ns.saturating_add(ns));
         }
         self.phase.set(Phase::Measure);
-        self.mark("phase_begin");
+        self.mark("phase_begin", start_ns);
     }
 
     fn next_of_warmup(&mut self) -> Option<Arrival> {
@@ -108,13 +109,15 @@ impl<A: Arrivals> Phases<'_, A> {
         if end == WarmUpEnd::Ended {
             self.wait_until_ended();
         }
-        self.mark("phase_end");
         let now_ns = self.run.clock.now_ns();
-        self.measure_from(match end {
+        let start_ns = match end {
             WarmUpEnd::HandedOut { .. } => now_ns,
             WarmUpEnd::At(after) => self.start_ns.saturating_add(as_ns(after)),
             WarmUpEnd::Ended => now_ns + LEAD_NS,
-        });
+        };
+        // Of two marks at one instant nobody could tell which is the first.
+        self.mark("phase_end", start_ns - 1);
+        self.measure_from(start_ns);
     }
 
     /// Bounded by the timeouts of the requests.

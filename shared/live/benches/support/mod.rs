@@ -50,10 +50,14 @@ pub struct ThreadTimes {
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 impl ThreadTimes {
+    /// The thread that looks: what it costs is nobody's but the benchmark's.
+    pub const WATCHER: &str = "bench-watcher";
+
     pub fn watch() -> Self {
         let over = Arc::new(AtomicBool::new(false));
         let ended = Arc::clone(&over);
-        let watcher = std::thread::Builder::new().spawn(move || {
+        let watcher = std::thread::Builder::new().name(Self::WATCHER.into());
+        let watcher = watcher.spawn(move || {
             let mut times = BTreeMap::<_, BTreeMap<_, _>>::new();
             while !ended.load(Ordering::Relaxed) {
                 for task in std::fs::read_dir("/proc/self/task").unwrap().flatten() {
