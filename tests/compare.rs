@@ -269,6 +269,25 @@ fn a_replay_is_paired_with_its_original_and_its_fidelity_is_told() {
     assert!(place("FAILED") > place("Fidelity"));
 
     refusals_and_sql(&original, &replay);
+    a_reshaped_replay_is_held_against_its_own_plan(&original, sim, &path("reshaped"));
+}
+
+fn a_reshaped_replay_is_held_against_its_own_plan(original: &str, sim: &str, replay: &str) {
+    let flags = "--limit 10 --copies 2 --rate-series 100..300@10s";
+    let line = format!("run {original} --url {sim} {flags} --no-report --out {replay}");
+    run_line("replay", &line).expect(0);
+    let compared = run("analyze", ["compare", original, replay, "--format", "json"]).expect(0);
+    let json: Value = serde_json::from_str(&compared.stdout).unwrap();
+    let comparison = &json["comparisons"][0];
+    let schedule = &comparison["fidelity"][0]["schedule"];
+    assert_eq!(schedule["reshaped_by"], "--copies, --rate-series");
+    assert_eq!(schedule["replayed"], 20);
+    let doubts = comparison["doubts"].to_string();
+    assert!(doubts.contains("against the replay's own plan"), "{doubts}");
+    let sql = "SELECT max(abs(t_sent_ns - t_scheduled_ns)) / 1e6 AS ms FROM requests WHERE phase = 'measure'";
+    let own = run("analyze", ["query", replay, sql, "--format", "csv"]).expect(0);
+    let own_ms: f64 = own.stdout.lines().nth(1).unwrap().parse().unwrap();
+    assert_eq!(schedule["schedule_error_ms_max"].as_f64(), Some(own_ms));
 }
 
 fn refusals_and_sql(original: &str, replay: &str) {

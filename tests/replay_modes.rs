@@ -321,6 +321,16 @@ fn a_plan_shows_windows_shares_rounds_and_who_waits() {
         plan("--idle-cap 100ms")[4].split(',').nth(1),
         Some("0.131000000")
     );
+    // Four gaps in 900 ms become four in 40 ms.
+    let last_of = |lines: Vec<String>| lines[4].split(',').nth(1).map(str::to_owned);
+    assert_eq!(last_of(plan("--rate 100")).as_deref(), Some("0.040000000"));
+    let line = format!("plan {} --rate-series 100@30ms", source.display());
+    let cut = run_line("replay", &line).expect(0);
+    assert!(
+        cut.stderr.contains("1 more would come after the end"),
+        "{}",
+        cut.stderr
+    );
     let sizes: BTreeSet<usize> = (0..6)
         .map(|seed| {
             let flags = format!("--sample-sessions 0.5 --seed {seed}");

@@ -441,21 +441,29 @@ async fn fidelity(session: &Session) -> Result<Vec<Fidelity>, Error> {
     Ok(found)
 }
 
-/// Those that are set and not the same in every replay.
+/// Those that are set, to something else than what leaves everything as it was.
 fn moving(settings: &Value) -> BTreeMap<String, Value> {
     let all = settings.as_object().into_iter().flatten();
-    let is_empty = |value: &Value| value.as_array().is_some_and(Vec::is_empty);
-    let is_set =
-        |value: &Value| !value.is_null() && *value != Value::Bool(false) && !is_empty(value);
-    all.filter(|(name, value)| is_set(value) && !PLAIN_SETTINGS.contains(&name.as_str()))
+    let is_set = |name: &str, value: &Value| match value {
+        Value::Null | Value::Bool(false) => false,
+        Value::Array(list) => !list.is_empty(),
+        Value::Number(n) => n.as_f64() != Some(0.0) && !(once(name) && n.as_u64() == Some(1)),
+        _ => true,
+    };
+    all.filter(|(name, value)| is_set(name, value) && !PLAIN_SETTINGS.contains(&name.as_str()))
         .map(|(name, value)| (name.clone(), value.clone()))
         .collect()
+}
+
+/// Settings that count how often everything is sent.
+fn once(name: &str) -> bool {
+    ["copies", "loop_times"].contains(&name)
 }
 
 /// What `gate` says of `comparison`.
 fn judge(gate: &Gate, comparison: &Comparison) -> Judged {
     let found = match gate.fidelity_column() {
-        Some(column) => fidelity_value(comparison, &column),
+        Some(column) => fidelity_value(gate, comparison, &column),
         None => compared_value(gate, comparison),
     };
     let holds = found.as_ref().ok().map(|(value, _)| gate.holds(*value));
@@ -471,14 +479,23 @@ fn judge(gate: &Gate, comparison: &Comparison) -> Judged {
     }
 }
 
-/// The worst of all replays; numbers of fidelity are better the smaller they are.
-fn fidelity_value(comparison: &Comparison, column: &str) -> Result<(f64, String), String> {
+/// Of all replays the first that `gate` fails, else the one farthest from 0.
+fn fidelity_value(
+    gate: &Gate,
+    comparison: &Comparison,
+    column: &str,
+) -> Result<(f64, String), String> {
     let rows = comparison.fidelity.iter();
     let cells = rows.filter_map(|f| f.schedule.get(column).or_else(|| f.flight.get(column)));
-    let worst = cells
-        .filter_map(Value::as_f64)
-        .reduce(|a, b| if a.abs() >= b.abs() { a } else { b });
-    match worst {
+    let values: Vec<f64> = cells.filter_map(Value::as_f64).collect();
+    let failing = values.iter().copied().find(|value| gate.holds(*value));
+    let farthest = || {
+        values
+            .iter()
+            .copied()
+            .max_by(|a, b| a.abs().total_cmp(&b.abs()))
+    };
+    match failing.or_else(farthest) {
         Some(value) => Ok((value, format!("{column} is {value:.6}"))),
         None if comparison.fidelity.is_empty() => {
             Err("neither side is a replay of the other".to_owned())

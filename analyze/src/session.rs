@@ -661,6 +661,7 @@ fn recordings_schema() -> SchemaRef {
         ("settings", DataType::Utf8),
         ("replay_of_recording_id", DataType::Utf8),
         ("speed", DataType::Float64),
+        ("reshaped_by", DataType::Utf8),
         ("workload_kind", DataType::Utf8),
         ("workload_hash", DataType::Utf8),
         ("content", DataType::Utf8),
@@ -703,6 +704,7 @@ struct RecordingRow<'a> {
     replay_of_recording_id: Option<&'a str>,
     /// Of a replay only.
     speed: Option<f64>,
+    reshaped_by: Option<String>,
     workload_kind: Option<&'a str>,
     workload_hash: Option<&'a str>,
     /// What was kept of texts; everything where the manifest is older than the
@@ -726,6 +728,26 @@ fn is_open_loop(settings: &serde_json::Value) -> bool {
         || is_set(settings, "rate_shape")
         || settings.get("all_at_once") == Some(&true.into())
         || ["open", "session"].map(Some).contains(&mode)
+}
+
+/// Flags by which a replay moved requests against each other: its offsets are not
+/// its original's over the speed.
+fn reshaped_by(settings: &serde_json::Value) -> Option<String> {
+    let several = |name: &str| settings.get(name).and_then(|v| v.as_u64()) > Some(1);
+    let dequantized = settings.pointer("/trace/dequantized_s");
+    let flags = [
+        ("--idle-cap", is_set(settings, "idle_cap_s")),
+        ("--copies", several("copies")),
+        (
+            "--loop",
+            several("loop_times") || is_set(settings, "loop_s"),
+        ),
+        ("--rate", is_set(settings, "remapped_per_s")),
+        ("--rate-series", is_set(settings, "remapped_to")),
+        ("--dequantize", dequantized.is_some_and(|s| !s.is_null())),
+    ];
+    let set: Vec<&str> = flags.iter().filter(|f| f.1).map(|f| f.0).collect();
+    (!set.is_empty()).then(|| set.join(", "))
 }
 
 /// The tokenizer that was chosen, else the one that the manifest names if it is
@@ -779,6 +801,7 @@ impl<'a> RecordingRow<'a> {
             settings: manifest.settings.to_string(),
             replay_of_recording_id: setting("replay_of_recording_id"),
             speed: manifest.settings.get("speed").and_then(|v| v.as_f64()),
+            reshaped_by: reshaped_by(&manifest.settings),
             workload_kind: workload.map(|w| w.kind.as_str()),
             workload_hash: workload.and_then(|w| w.content_hash.as_deref()),
             content: setting("content").unwrap_or("full"),

@@ -22,6 +22,7 @@
 --   settings          TEXT     -       -  Every setting as it was resolved, JSON.
 --   replay_of_recording_id  TEXT  -       -  What a replay replays; NULL where that was no recording.
 --   speed             DOUBLE   ratio   -  By which a replay divided all offsets. NULL where it is no replay.
+--   reshaped_by       TEXT     -       -  Flags by which a replay moved requests against each other, beside the speed. NULL where none did.
 --   workload_kind     TEXT     -       -  Where the requests came from.
 --   workload_hash     TEXT     -       -  BLAKE3 of the request bodies in order of arrival, or of the trace that they were made from.
 --   content           TEXT     -       -  full, hashed or lengths: what was kept of texts.

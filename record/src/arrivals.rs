@@ -3,12 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::{Value, json};
 use tapedeck_live::{Arrival, Arrivals, ClientTimes, PreparedRequest};
 use tapedeck_recording::Phase;
 use tapedeck_run::dialogue::Sessions;
 use tapedeck_run::phases::{WarmUp, WarmUpEnd};
-use tapedeck_workload::{ArrivalProcess, Prompt, RateShape};
+use tapedeck_workload::{ArrivalProcess, Prompt};
 
 use crate::cli::WarmUpArgs;
 use crate::config::Level;
@@ -232,20 +231,6 @@ fn length(
         ))
     });
     [of_count, duration].into_iter().flatten().min()
-}
-
-/// As it stands in the settings of a manifest: its pieces in their order.
-#[must_use]
-pub fn rate_shape_json(shape: &RateShape) -> Value {
-    let pieces = shape.pieces().iter().map(|piece| {
-        json!({
-            "from_per_s": piece.from_per_s,
-            "to_per_s": piece.to_per_s,
-            "curve": piece.curve.as_str(),
-            "duration_s": piece.duration_s,
-        })
-    });
-    pieces.collect()
 }
 
 #[cfg(test)]

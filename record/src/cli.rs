@@ -8,7 +8,7 @@ use clap::{Arg, Args, Parser, Subcommand};
 use tapedeck_recording::Durability;
 use tapedeck_run::args::{
     BodyArgs, ConnectionArgs, OutputArgs, PrivacyArgs, ServerMetricsArgs, TargetArgs, parse_api,
-    parse_durability, parse_duration, parse_pair, parse_share,
+    parse_durability, parse_duration, parse_pair, parse_series, parse_share,
 };
 use tapedeck_wire::dialect::Api;
 use tapedeck_workload::RateShape;
@@ -16,7 +16,7 @@ use tapedeck_workload::RateShape;
 #[cfg(feature = "report")]
 use crate::find_max::FindArgs;
 use crate::local::LaunchArgs;
-use crate::shape::{RampUp, parse_burstiness, parse_ramp, parse_ramp_up, parse_rate, parse_series};
+use crate::shape::{RampUp, parse_burstiness, parse_ramp, parse_ramp_up, parse_rate};
 use crate::workload::WorkloadArgs;
 
 /// Record LLM inference traffic: every request, every chunk with the instant it

@@ -14,7 +14,7 @@ use tapedeck_recording::manifest::Workload;
 use tapedeck_run::dialogue::Sessions;
 use tapedeck_run::ending::{Ending, message};
 use tapedeck_run::harness::{Harness, Plan, Seeded};
-use tapedeck_run::manifest::{Described, timeouts_json};
+use tapedeck_run::manifest::{Described, rate_shape_json, timeouts_json};
 use tapedeck_run::output::{self, Outcome, content_hash};
 use tapedeck_run::requests::{
     RequestBuilder, body_json, body_options, check_connections, check_places, timeouts,
@@ -27,7 +27,7 @@ use tapedeck_workload::dataset::{self, CountedBy};
 use tapedeck_workload::dialogue::{Replies, turns_text};
 use tapedeck_workload::{BodyOptions, Prompt};
 
-use crate::arrivals::{LevelArrivals, Sent, rate_shape_json, warm_up};
+use crate::arrivals::{LevelArrivals, Sent, warm_up};
 use crate::cli::LoadArgs;
 use crate::config::{self, Level};
 #[cfg(feature = "report")]

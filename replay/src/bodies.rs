@@ -31,7 +31,7 @@ const CHECKED_TOKENS: u64 = 200_000;
 
 /// Fields of a body that constrain decoding: an output cut or drawn out against
 /// them would be another answer.
-const CONSTRAINTS: [&str; 9] = [
+const CONSTRAINTS: [&str; 17] = [
     "response_format",
     "structured_outputs",
     "guided_json",
@@ -41,6 +41,25 @@ const CONSTRAINTS: [&str; 9] = [
     "json_schema",
     "regex",
     "ebnf",
+    "structural_tag",
+    "grammar",
+    "format",
+    "output_format",
+    "responseSchema",
+    "responseJsonSchema",
+    "response_schema",
+    "response_json_schema",
+];
+
+/// Objects in a body that may hold them too (SGLang, TGI, Gemini, Responses,
+/// Anthropic).
+const CONSTRAINTS_WITHIN: [&str; 6] = [
+    "sampling_params",
+    "parameters",
+    "generationConfig",
+    "generation_config",
+    "text",
+    "output_config",
 ];
 
 /// Makes the requests of a plan for one server.
@@ -221,7 +240,7 @@ impl Maker {
         let pin = self.pin.unwrap_or(Pin::Off);
         if let Some(length) = planned.found.output_tokens.filter(|_| pin != Pin::Off) {
             let fields = fields_of(original, &body, "--pin-output")?;
-            if !CONSTRAINTS.iter().any(|name| fields.contains_key(*name)) {
+            if !is_constrained(&fields) {
                 let options = BodyOptions {
                     stream: Some(original.stream),
                     ..pinned(pin, length)
@@ -295,6 +314,24 @@ impl Maker {
             salt: planned.salt.as_deref().unwrap_or_default(),
         })
     }
+}
+
+fn is_constrained(fields: &Map<String, Value>) -> bool {
+    let constrains = |fields: &Map<String, Value>| {
+        let mut values = CONSTRAINTS.iter().filter_map(|name| fields.get(*name));
+        // Said to be free: null, or the type `text`.
+        let is_free = |value: &Value| value.is_null() || value.get("type") == Some(&json!("text"));
+        !values.all(is_free)
+    };
+    let within = CONSTRAINTS_WITHIN
+        .iter()
+        .filter_map(|name| fields.get(*name));
+    let mut within = within.filter_map(Value::as_object);
+    let must_use_tools = fields.get("tool_choice").is_some_and(|choice| {
+        let kind = choice.get("type").unwrap_or(choice).as_str();
+        kind.is_some_and(|kind| ["required", "function", "tool", "any"].contains(&kind))
+    });
+    must_use_tools || constrains(fields) || within.any(constrains)
 }
 
 /// What makes a server generate so many tokens: up to them, or to them.
@@ -389,4 +426,39 @@ fn with_model(api: Api, original: &RequestRow, body: &Bytes, model: &str) -> Res
         at.insert(key.clone(), json!(model));
     }
     Ok(Bytes::from(Value::Object(fields).to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn constraints_are_known_wherever_they_stand() {
+        for (body, constrained) in [
+            (json!({"messages": []}), false),
+            (json!({"response_format": {"type": "json_object"}}), true),
+            (json!({"response_format": {"type": "text"}}), false),
+            (json!({"response_format": null}), false),
+            (json!({"guided_choice": ["a", "b"]}), true),
+            (json!({"grammar": "root ::= \"a\""}), true),
+            (json!({"format": "json"}), true),
+            (json!({"sampling_params": {"regex": "a+"}}), true),
+            (json!({"sampling_params": {"temperature": 0}}), false),
+            (
+                json!({"generationConfig": {"responseSchema": {"type": "OBJECT"}}}),
+                true,
+            ),
+            (json!({"text": {"format": {"type": "text"}}}), false),
+            (json!({"text": {"format": {"type": "json_schema"}}}), true),
+            (json!({"text": "a prompt"}), false),
+            (json!({"audio": {"format": "wav"}}), false),
+            (json!({"tool_choice": "auto"}), false),
+            (json!({"tool_choice": "required"}), true),
+            (json!({"tool_choice": {"type": "auto"}}), false),
+            (json!({"tool_choice": {"type": "function"}}), true),
+        ] {
+            let fields = body.as_object().unwrap();
+            assert_eq!(is_constrained(fields), constrained, "{body}");
+        }
+    }
 }

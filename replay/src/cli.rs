@@ -6,9 +6,10 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tapedeck_run::args::{
     ConnectionArgs, OutputArgs, ServerMetricsArgs, TargetArgs, parse_api, parse_duration,
-    parse_pair,
+    parse_pair, parse_series,
 };
 use tapedeck_wire::dialect::Api;
+use tapedeck_workload::RateShape;
 use tapedeck_workload::trace::Format;
 
 use crate::serve::args::ServeArgs;
@@ -105,7 +106,7 @@ pub struct SourceArgs {
 }
 
 /// What becomes of the source's arrivals. Applied in this order: window, --where,
-/// sessions, limit, idle cap, copies, loop, speed.
+/// sessions, limit, idle cap, copies, loop, speed or rates.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Plan")]
 pub struct ShapeArgs {
@@ -116,6 +117,14 @@ pub struct ShapeArgs {
     /// Divides all offsets and think times: 2 is twice as fast.
     #[arg(long, value_name = "X", default_value = "1", value_parser = parse_speed)]
     pub speed: f64,
+    /// So many requests per second on average, instead of --speed: the source's time
+    /// is stretched, and gaps stay to each other as they are.
+    #[arg(long, alias = "request-rate", value_name = "R", value_parser = parse_speed, conflicts_with_all = ["speed", "rate_series"])]
+    pub rate: Option<f64>,
+    /// The same with rates that change, each a constant or a ramp: 10@30s,50@10s,
+    /// 50..5@1m, 1..50:exponential@2m. The plan ends with them.
+    #[arg(long, value_name = "R@D,…", value_parser = parse_series, conflicts_with = "speed")]
+    pub rate_series: Option<RateShape>,
     /// Only requests that came from offset A until before B after the source's
     /// first: 10s..2m, ..5m, 1h..
     #[arg(long, value_name = "A..B", value_parser = parse_window)]

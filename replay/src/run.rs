@@ -12,7 +12,7 @@ use tapedeck_live::PreparedRequest;
 use tapedeck_recording::manifest::Workload;
 use tapedeck_run::ending::Ending;
 use tapedeck_run::harness::{self, Harness, Seeded};
-use tapedeck_run::manifest::{Described, timeouts_json};
+use tapedeck_run::manifest::{Described, rate_shape_json, timeouts_json};
 use tapedeck_run::output::{self, content_hash};
 use tapedeck_run::requests::check_connections;
 use tapedeck_run::server::Server;
@@ -96,6 +96,10 @@ fn announce(what: &str, plan: &Plan) {
     );
     if waiting > 0 {
         eprintln!("{waiting} of them are later turns, each sent when the one before is done");
+    }
+    let after_rates = plan.schedule.after_rates;
+    if after_rates > 0 {
+        eprintln!("{after_rates} more would come after the end of --rate-series and are left out");
     }
     let from_start = plan.schedule.think_from_start;
     if from_start > 0 {
@@ -243,6 +247,10 @@ fn settings(
         "pin_output": maker.pin().as_str(),
         "mode": plan.schedule.mode.as_str(),
         "speed": shape.speed,
+        // Not rate_per_s, which says that a load has a schedule: closed ones have none.
+        "remapped_per_s": shape.rate,
+        "remapped_to": shape.rate_series.as_ref().map(rate_shape_json),
+        "left_out_after_rates": Some(plan.schedule.after_rates).filter(|n| *n > 0),
         "where": source.filter,
         "limit": shape.limit,
         "window_s": shape.window.map(|w| [ns(w.from_ns), ns(w.until_ns)]),

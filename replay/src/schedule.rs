@@ -10,8 +10,10 @@ use tapedeck_recording::{RequestRow, body_hash};
 
 use crate::cli::{Mode, Rounds, ShapeArgs};
 
+mod pace;
 mod salts;
 
+use pace::{Pace, scaled};
 use salts::Salts;
 
 /// A request of the source as far as it decides which are chosen.
@@ -41,14 +43,14 @@ pub struct Found {
 /// A request that is to be sent.
 #[derive(Debug, Clone)]
 pub struct Planned {
-    /// From the first planned request, ns, speed applied. Of a later turn in mode
+    /// From the begin of the plan, ns, speed or rates applied. Of a later turn in mode
     /// `closed`: when it would be sent if answers took as long as the original's.
     pub offset_ns: i64,
     pub found: Arc<Found>,
     /// Of [`Plan::requests`](crate::source::Plan::requests): the one whose end it
     /// waits for; `None` in mode `open`.
     pub after: Option<usize>,
-    /// From that end, speed applied; mode `closed` alone looks at it.
+    /// From that end, speed or rates applied; mode `closed` alone looks at it.
     pub think: Duration,
     /// The original's parent among the planned requests.
     pub parent: Option<usize>,
@@ -70,6 +72,8 @@ pub struct Schedule {
     /// Turns whose think time counts from the start of the turn before, because
     /// nothing says when that ended.
     pub think_from_start: usize,
+    /// Requests left out because they would come after the last of the given rates.
+    pub after_rates: usize,
 }
 
 /// Planned requests at most: each takes some hundred bytes.
@@ -155,6 +159,14 @@ pub fn schedule(found: Vec<Found>, args: &ShapeArgs, seed: u64, fresh: &str) -> 
     let source = Source::new(found, args);
     let mode = source.mode(args.mode)?;
     let mut shots = source.shots(args, seed)?;
+    let drawn = shots.len();
+    let span_ns = shots.iter().map(|shot| shot.at_ns).max().unwrap_or(0);
+    let pace = Pace::new(args, drawn, span_ns)?;
+    shots.retain_mut(|shot| {
+        let offset_ns = pace.offset_ns(shot.at_ns);
+        shot.offset_ns = offset_ns.unwrap_or(shot.offset_ns);
+        offset_ns.is_some()
+    });
     shots.sort_by_key(|shot| (shot.offset_ns, shot.round, shot.copy, shot.place));
     let mut salts = Salts::new(&source.found, args.salt, seed, fresh);
     let mut positions = HashMap::with_capacity(shots.len());
@@ -170,7 +182,9 @@ pub fn schedule(found: Vec<Found>, args: &ShapeArgs, seed: u64, fresh: &str) -> 
             offset_ns: shot.offset_ns,
             found: Arc::clone(found),
             after: position_of(source.before[shot.place]).filter(|_| mode != Mode::Open),
-            think: Duration::from_nanos(scaled(source.think_ns[shot.place], args.speed) as u64),
+            think: Duration::from_nanos(
+                pace.think_ns(shot.at_ns, source.think_ns[shot.place]) as u64
+            ),
             parent: position_of(source.parents[shot.place]),
             session_id: shot.session_id(found.original.session_id.as_ref()),
             copy: shot.copy,
@@ -186,6 +200,7 @@ pub fn schedule(found: Vec<Found>, args: &ShapeArgs, seed: u64, fresh: &str) -> 
     };
     Ok(Schedule {
         mode,
+        after_rates: drawn - shots.len(),
         requests,
         think_from_start,
     })
@@ -207,6 +222,9 @@ struct Source {
 
 /// One sending of a request.
 struct Shot {
+    /// In the source's time, from the begin of the plan.
+    at_ns: i64,
+    /// In the plan's.
     offset_ns: i64,
     round: u32,
     copy: u32,
@@ -307,10 +325,10 @@ impl Source {
                 let shift_ns = self.shift_ns(copy, args.copies, seed);
                 for place in 0..self.found.len() {
                     let at_ns = round_ns.saturating_add(self.shifted_ns(place, shift_ns));
-                    let offset_ns = scaled(at_ns, args.speed);
-                    if offset_ns < until_ns {
+                    if scaled(at_ns, args.speed) < until_ns {
                         shots.push(Shot {
-                            offset_ns,
+                            at_ns,
+                            offset_ns: at_ns,
                             round,
                             copy,
                             place,
@@ -365,11 +383,6 @@ impl Shot {
 
 fn as_ns(duration: Duration) -> i64 {
     i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX)
-}
-
-/// Exact for speed 1: an offset in ns fits the 53 bits of a float for 104 days.
-fn scaled(offset_ns: i64, speed: f64) -> i64 {
-    (offset_ns as f64 / speed).round() as i64
 }
 
 #[cfg(test)]

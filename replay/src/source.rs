@@ -100,11 +100,21 @@ fn of_recording(args: &SourceArgs) -> Result<(Origin, Vec<Found>)> {
     let kept = kept(args, &args.source)?;
     let requests = recording.rows(Table::Requests)?.requests;
     let endings = endings(&requests, recording.rows(Table::Responses)?.responses);
+    let mut unknown = 0_usize;
     let mut due: Vec<(i64, Option<RequestRow>)> = requests
         .into_iter()
         .filter(|row| row.attempt == 0 && row.phase != Phase::Probe)
-        .filter_map(|row| Some((arrived_ns(&row)?, Some(row))))
+        .filter_map(|row| {
+            let t_ns = arrived_ns(&row);
+            unknown += usize::from(t_ns.is_none());
+            Some((t_ns?, Some(row)))
+        })
         .collect();
+    if unknown > 0 {
+        eprintln!(
+            "left out: {unknown} requests that were never sent, and nothing says when they came"
+        );
+    }
     due.sort_by_key(|(t_ns, row)| (*t_ns, row.as_ref().map(|row| row.request_id)));
     let first_ns = due.first().map_or(0, |(t_ns, _)| *t_ns);
     let seen: Vec<Seen> = due

@@ -4,14 +4,14 @@
 --   request_id              BIGINT   -       -      Key.
 --   original_recording_id   TEXT     -       -      What is replayed.
 --   original_request_id     BIGINT   -       -      The request of it.
---   place                   BIGINT   -       -      From 1 in the order in which the originals came.
---   t_due_ns                BIGINT   ns      -      When it had to leave: the original's offset over the speed, on the replay's clock.
+--   place                   BIGINT   -       -      From 1 in the order in which they were due.
+--   t_due_ns                BIGINT   ns      -      When it had to leave: the original's offset over the speed, on the replay's clock. Where the replay moved offsets against each other (reshaped_by), when its own plan had it leave.
 --   t_sent_ns               BIGINT   ns      -      When it left.
---   schedule_error_ms       DOUBLE   ms      lower  Sent minus due: the offset that it had, minus the original's over the speed.
---   inter_arrival_error_ms  DOUBLE   ms      lower  Gap to the request before as sent, minus the original's over the speed.
---   overtook                BOOLEAN  -       lower  It left before one whose original came earlier.
---   t_original_from_ns      BIGINT   ns      -      When the original was sent, on the replay's clock; when it came where it was not sent.
---   t_original_to_ns        BIGINT   ns      -      When the original's answer ended, on the replay's clock.
+--   schedule_error_ms       DOUBLE   ms      lower  Sent minus due.
+--   inter_arrival_error_ms  DOUBLE   ms      lower  Gap to the request before as sent, minus the gap between the two when due.
+--   overtook                BOOLEAN  -       lower  It left before one that was due earlier.
+--   t_original_from_ns      BIGINT   ns      -      When the original was sent, as if it had come at t_due_ns; when it came where it was not sent.
+--   t_original_to_ns        BIGINT   ns      -      When the original's answer ended, likewise.
 --   t_end_ns                BIGINT   ns      -      When the replay's answer ended.
 --   body_same               BOOLEAN  -       higher  Equal by hash. NULL where a body was not kept.
 --   original_outcome        TEXT     -       -      How the original ended.
@@ -24,7 +24,8 @@ CREATE VIEW replay_request AS
 -- An original came when the proxy had received it, when it was scheduled, or when
 -- it was sent: the instant that a replay's offsets are made from. The zero of both
 -- clocks is the first replayed request, by schedule and not by sending: were it
--- late itself, all others would seem early.
+-- late itself, all others would seem early. A plan that cut idle time out, repeated
+-- or stretched the original has other offsets, and only the replay knows them.
 WITH
 sent AS (
   SELECT
@@ -62,6 +63,8 @@ pair AS (
     s.original_recording_id,
     o.request_id AS original_request_id,
     s.speed,
+    s.reshaped_by,
+    n.t_scheduled_ns,
     n.t_sent_ns,
     n.t_end_ns,
     o.t_came_ns,
@@ -83,31 +86,38 @@ pair AS (
     ON o.recording_id = s.original_recording_id
     AND o.request_id = n.replay_of
 ),
+due AS (
+  SELECT
+    *,
+    CASE
+      WHEN reshaped_by IS NOT NULL THEN t_scheduled_ns
+      ELSE t_zero_ns
+        + CAST(round((t_came_ns - t_original_zero_ns) / speed) AS BIGINT)
+    END AS t_due_ns
+  FROM pair
+),
 placed AS (
   SELECT
     *,
-    CAST(row_number() OVER in_order AS BIGINT) AS place,
-    t_zero_ns
-      + CAST(round((t_came_ns - t_original_zero_ns) / speed) AS BIGINT)
-      AS t_due_ns
-  FROM pair
+    CAST(row_number() OVER in_order AS BIGINT) AS place
+  FROM due
   WINDOW in_order AS (
     PARTITION BY recording_id
-    ORDER BY t_came_ns, original_request_id, request_id
+    ORDER BY t_due_ns, t_came_ns, original_request_id, request_id
   )
 ),
--- Requests that came at one instant have no order to keep.
+-- Requests that are due at one instant have no order to keep.
 earlier AS (
   SELECT
     recording_id,
-    t_came_ns,
+    t_due_ns,
     max(max(t_sent_ns)) OVER (
       PARTITION BY recording_id
-      ORDER BY t_came_ns
+      ORDER BY t_due_ns
       ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
     ) AS t_sent_ns
   FROM placed
-  GROUP BY recording_id, t_came_ns
+  GROUP BY recording_id, t_due_ns
 )
 SELECT
   p.recording_id,
@@ -124,11 +134,11 @@ SELECT
         OVER (PARTITION BY p.recording_id ORDER BY p.place)
   ) / 1e6 AS inter_arrival_error_ms,
   coalesce(p.t_sent_ns < e.t_sent_ns, FALSE) AS overtook,
-  p.t_zero_ns
-    + CAST(round((p.t_original_from_ns - p.t_original_zero_ns) / p.speed) AS BIGINT)
+  p.t_due_ns
+    + CAST(round((p.t_original_from_ns - p.t_came_ns) / p.speed) AS BIGINT)
     AS t_original_from_ns,
-  p.t_zero_ns
-    + CAST(round((p.t_original_to_ns - p.t_original_zero_ns) / p.speed) AS BIGINT)
+  p.t_due_ns
+    + CAST(round((p.t_original_to_ns - p.t_came_ns) / p.speed) AS BIGINT)
     AS t_original_to_ns,
   p.t_end_ns,
   p.body_same,
@@ -139,6 +149,6 @@ SELECT
   p.original_output_tokens,
   p.output_tokens
 FROM placed AS p
-JOIN earlier AS e
+LEFT JOIN earlier AS e
   ON e.recording_id = p.recording_id
-  AND e.t_came_ns = p.t_came_ns;
+  AND e.t_due_ns = p.t_due_ns;

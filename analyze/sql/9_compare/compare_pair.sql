@@ -47,7 +47,8 @@ sent AS (
     request_id,
     replay_of,
     body_hash,
-    row_number() OVER (PARTITION BY recording_id ORDER BY request_id) AS place
+    row_number() OVER (PARTITION BY recording_id ORDER BY request_id) AS place,
+    row_number() OVER (PARTITION BY recording_id, replay_of ORDER BY request_id) AS nth
   FROM requests
   WHERE attempt = 0
     AND phase <> 'probe'
@@ -86,6 +87,8 @@ candidate AS (
   JOIN sent AS b
     ON b.recording_id = t.base_id
     AND b.replay_of = n.replay_of
+    -- Copies and rounds: the first of one with the first of the other.
+    AND b.nth = n.nth
   WHERE t.base_origin = t.new_origin
   UNION ALL
   SELECT

@@ -2,7 +2,7 @@
 -- Reads: replay_request.
 --   recording_id           TEXT    -         -      Key. The replay.
 --   compared               BIGINT  requests  -      Requests of which both were sent and ended.
---   original_in_flight     DOUBLE  requests  -      Time average of the original, its time divided by the speed.
+--   original_in_flight     DOUBLE  requests  -      Time average of the original: its answers, their times divided by the speed, begun when they were due.
 --   in_flight              DOUBLE  requests  -      Time average of the replay over the same span.
 --   in_flight_error_mean   DOUBLE  requests  lower  Time average of the distance between the two curves.
 --   in_flight_error_max    BIGINT  requests  lower  Their largest distance, however short.
@@ -18,6 +18,7 @@ known AS (
   FROM replay_request
   WHERE t_sent_ns IS NOT NULL
     AND t_end_ns IS NOT NULL
+    AND t_original_from_ns IS NOT NULL
     AND t_original_to_ns IS NOT NULL
 ),
 step AS (

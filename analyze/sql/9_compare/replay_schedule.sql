@@ -3,17 +3,18 @@
 --   recording_id                TEXT    -         -       Key. The replay.
 --   original_recording_id       TEXT    -         -       What is replayed.
 --   speed                       DOUBLE  ratio     -       By which the replay divided all offsets.
+--   reshaped_by                 TEXT    -         -       Flags by which it moved them against each other: its errors are then against its own plan. NULL where none did.
 --   replayed                    BIGINT  requests  -       Requests of the replay that have an original.
 --   missing                     BIGINT  requests  -       Originals without a replay; --limit and --where leave some out.
 --   extra                       BIGINT  requests  lower   Requests of the replay without an original, but for the probe.
---   schedule_error_ms_p50       DOUBLE  ms        lower   Median distance between the offset as sent and the original's over the speed.
+--   schedule_error_ms_p50       DOUBLE  ms        lower   Median distance between when requests left and when they were due.
 --   schedule_error_ms_p99       DOUBLE  ms        lower   99th percentile.
 --   schedule_error_ms_max       DOUBLE  ms        lower   Worst.
---   inter_arrival_error_ms_p50  DOUBLE  ms        lower   Median distance between the gap to the request before as sent and the original's over the speed.
+--   inter_arrival_error_ms_p50  DOUBLE  ms        lower   Median distance between the gap to the request before as sent and as due.
 --   inter_arrival_error_ms_p99  DOUBLE  ms        lower   99th percentile.
 --   inter_arrival_error_ms_max  DOUBLE  ms        lower   Worst.
 --   drift_ms                    DOUBLE  ms        lower   Mean schedule error of the last tenth of the arrivals minus that of the first. NULL below 20.
---   overtook                    BIGINT  requests  lower   Those that left before one whose original came earlier.
+--   overtook                    BIGINT  requests  lower   Those that left before one that was due earlier.
 --   bodies_compared             BIGINT  requests  -       Those of which both bodies were kept.
 --   bodies_differ               BIGINT  requests  lower   Those whose bodies differ, by hash.
 --   outcomes_differ             BIGINT  requests  lower   Those that ended otherwise; an imported original has no outcome to differ from.
@@ -71,6 +72,7 @@ SELECT
   g.recording_id,
   g.original_recording_id,
   g.speed,
+  g.reshaped_by,
   coalesce(s.replayed, 0) AS replayed,
   coalesce(o.came, 0) - coalesce(s.originals, 0) AS missing,
   coalesce(n.requests, 0) - coalesce(s.replayed, 0) AS extra,

@@ -237,14 +237,24 @@ fn of_replay(fidelity: &Fidelity) -> Vec<Doubt> {
             ),
         )
     });
-    let mode = fidelity.mode.as_deref().filter(|mode| *mode != "open");
+    let reshaped = fidelity.schedule.get("reshaped_by").and_then(Value::as_str);
+    let reshaped = reshaped.map(|flags| {
+        (
+            Weight::Info,
+            format!(
+                "replayed with {flags}: requests did not have the original's offsets; schedule errors are against the replay's own plan"
+            ),
+        )
+    });
+    let mode = fidelity.mode.as_deref();
+    let mode = mode.filter(|mode| *mode != "open" && reshaped.is_none());
     let mode = mode.map(|mode| {
         (
             Weight::Info,
             format!("mode {mode}: requests waited for answers; that is part of the schedule error"),
         )
     });
-    let all = [bodies, speed, mode].into_iter().flatten();
+    let all = [bodies, speed, reshaped, mode].into_iter().flatten();
     all.map(|(weight, text)| Doubt { weight, text }).collect()
 }
 

@@ -257,6 +257,72 @@ fn rounds_follow_one_another_after_a_mean_gap() {
     assert!(many.to_string().contains("at most"), "{many}");
 }
 
+fn offsets_ms(schedule: &Schedule) -> Vec<f64> {
+    let requests = schedule.requests.iter();
+    requests.map(|p| p.offset_ns as f64 / 1e6).collect()
+}
+
+#[test]
+fn a_rate_stretches_time_and_gaps_stay_to_each_other_as_they_were() {
+    // Five gaps in 20 s become five in 2.5 s.
+    let plan = planned("--rate 2 --mode closed");
+    assert_eq!(offsets_ms(&plan), [0.0, 125.0, 375.0, 500.0, 625.0, 2500.0]);
+    assert_eq!(plan.requests[2].think, Duration::from_micros(312_500));
+    assert_eq!(plan.requests[5].think, Duration::from_micros(2_062_500));
+    // Copies and rounds come at the rate together.
+    let more = planned("--rate 40 --copies 2 --loop 3");
+    let last_s = offsets_ms(&more)[35] / 1e3;
+    assert!((35.0 / last_s - 40.0).abs() < 1e-6, "{last_s}");
+    let lone = schedule(vec![found(0, 0, "", None)], &shape("--rate 5"), 0, "");
+    assert_eq!(offsets_ms(&lone.unwrap()), [0.0]);
+}
+
+#[test]
+fn rates_that_change_end_the_plan() {
+    // Arrivals 0, 0.25, 0.75, 1, 1.25 and 5 of a process of unit rate.
+    let plan = planned("--rate-series 1@2s,4@10s");
+    assert_eq!(
+        offsets_ms(&plan),
+        [0.0, 250.0, 750.0, 1000.0, 1250.0, 2750.0]
+    );
+    assert_eq!(plan.after_rates, 0);
+    let pause = planned("--rate-series 0@1s,0..4@1s,2@1s --mode closed");
+    assert_eq!(pause.after_rates, 1);
+    let offsets = offsets_ms(&pause);
+    assert_eq!((offsets.len(), offsets[0]), (5, 1000.0));
+    // 2·t² arrivals after t of the ramp.
+    assert!((offsets[2] - 1_612.372_436).abs() < 1e-3, "{offsets:?}");
+    // From half a second after the first to 0.75 arrivals.
+    let think_ms = pause.requests[2].think.as_secs_f64() * 1e3;
+    let began_ms = 1000.0 + (0.125_f64 / 2.0).sqrt() * 1e3;
+    assert!(
+        (think_ms - (offsets[2] - began_ms)).abs() < 1e-3,
+        "{think_ms}"
+    );
+}
+
+#[test]
+fn rates_need_gaps_and_no_other_time() {
+    let at_once = vec![found(0, 0, "", None), found(1, 0, "", None)];
+    let refused = schedule(at_once, &shape("--rate 5"), 0, "").unwrap_err();
+    assert!(
+        refused.to_string().contains("hint: --dequantize"),
+        "{refused}"
+    );
+    let refused = schedule(source(), &shape("--rate 5 --loop 9s"), 0, "").unwrap_err();
+    assert!(refused.to_string().contains("hint: --loop N"), "{refused}");
+    for flags in [
+        "--rate 5 --speed 2",
+        "--rate 5 --rate-series 5@5s",
+        "--rate-series 5@5s --speed 2",
+        "--rate 0",
+        "--rate inf",
+    ] {
+        let line = ["replay", "plan", "x"].into_iter().chain(flags.split(' '));
+        assert!(Cli::try_parse_from(line).is_err(), "{flags}");
+    }
+}
+
 #[test]
 fn salts_are_one_for_the_run_or_one_for_a_session_and_new_in_each_run() {
     let salts = |flags: &str, fresh: &str| {
@@ -320,5 +386,35 @@ proptest! {
             requests.iter().map(key).collect::<Vec<_>>()
         };
         prop_assert_eq!(keys(&requests), keys(&plan()));
+    }
+
+    /// Whatever the rates: the order is that of the source, and of constant ones every
+    /// gap is the source's times one number.
+    #[test]
+    fn rates_keep_order_and_constant_ones_keep_gaps(
+        gaps_s in prop::collection::vec(0..40_i64, 2..30),
+        per_s in 0.01..1000.0_f64,
+        ramp in (0.1..50.0_f64, 0.1..50.0_f64, 1..100_u32),
+    ) {
+        prop_assume!(gaps_s.iter().sum::<i64>() > 0);
+        let mut t_s = 0;
+        let mut source = vec![found(0, 0, "", None)];
+        for (gap_s, id) in gaps_s.iter().zip(1..) {
+            t_s += gap_s;
+            source.push(found(id, t_s, "", None));
+        }
+        let plan = |flags: &str| schedule(source.clone(), &shape(flags), 0, "f").unwrap();
+        let stretched = plan(&format!("--rate {per_s}"));
+        let factor = gaps_s.len() as f64 / per_s / t_s as f64;
+        for planned in &stretched.requests {
+            let expected_ns = planned.found.t_ns as f64 * factor;
+            prop_assert!((planned.offset_ns as f64 - expected_ns).abs() <= 1.0 + expected_ns * 1e-12);
+        }
+        let (from, to, long_s) = ramp;
+        let ramped = plan(&format!("--rate-series {from}..{to}@{long_s}s"));
+        prop_assert_eq!(ramped.requests.len() + ramped.after_rates, source.len());
+        let ids: Vec<i64> = ramped.requests.iter().map(|p| p.found.original.request_id).collect();
+        prop_assert!(ids.iter().copied().eq(0..ids.len() as i64));
+        prop_assert!(ramped.requests.iter().all(|p| p.offset_ns <= i64::from(long_s) * S));
     }
 }

@@ -192,8 +192,8 @@ impl Book {
     }
 }
 
-/// What `body` has in the places of `pointers`, as text to compare; `None` where it
-/// is no JSON, or has nothing in any of them.
+/// A hash of what `body` has in the places of `pointers`, for whole prompts are too
+/// long to keep; `None` where it is no JSON, or has nothing in any of them.
 pub(crate) fn keys_of(body: &[u8], pointers: &[String]) -> Option<String> {
     if pointers.is_empty() {
         return None;
@@ -209,7 +209,7 @@ pub(crate) fn keys_of(body: &[u8], pointers: &[String]) -> Option<String> {
         }
         keys.push('\n');
     }
-    found.then_some(keys)
+    found.then(|| body_hash(keys.as_bytes()))
 }
 
 /// JSON with its fields in order of their names: clients order them as they like.

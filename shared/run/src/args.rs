@@ -1,6 +1,7 @@
 //! Flags that every program which sends requests understands.
 
 mod parse;
+mod rates;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU64;
@@ -20,6 +21,7 @@ pub use self::parse::{
     parse_api, parse_durability, parse_duration, parse_object, parse_pair, parse_share,
 };
 use self::parse::{parse_cancel_after, parse_interval, parse_pairs, parse_template};
+pub use self::rates::parse_series;
 
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Target")]

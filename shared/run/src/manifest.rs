@@ -9,6 +9,7 @@ use tapedeck_live::{AttemptPolicy, CancelAfter, Timeouts};
 use tapedeck_recording::manifest::{ClockAnchor, Host, Workload};
 use tapedeck_recording::privacy::REDACTED;
 use tapedeck_recording::{Content, Manifest, Privacy};
+use tapedeck_workload::RateShape;
 
 use crate::secrets::{mask_command, mask_texts};
 
@@ -138,4 +139,19 @@ pub fn timeouts_json(timeouts: &Timeouts) -> Value {
         "read_s": timeouts.read.as_secs_f64(),
         "total_s": timeouts.total.map(|d| d.as_secs_f64()),
     })
+}
+
+/// Rates that change as they stand in the settings of a manifest: their pieces in
+/// order.
+#[must_use]
+pub fn rate_shape_json(shape: &RateShape) -> Value {
+    let pieces = shape.pieces().iter().map(|piece| {
+        json!({
+            "from_per_s": piece.from_per_s,
+            "to_per_s": piece.to_per_s,
+            "curve": piece.curve.as_str(),
+            "duration_s": piece.duration_s,
+        })
+    });
+    pieces.collect()
 }
