@@ -9,7 +9,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, Response, Version, header};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Version, header};
 use http_body::{Body, Frame};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -161,6 +161,20 @@ pub struct Answer {
     pub redirected_to: Option<String>,
 }
 
+impl Answer {
+    /// What its head tells, which ended with `head_read`.
+    #[must_use]
+    pub fn begun(status: StatusCode, headers: &HeaderMap, head_read: Option<ReadStamp>) -> Self {
+        Self {
+            status: Some(i32::from(status.as_u16())),
+            headers: Some(recorded_headers(headers)),
+            t_headers_ns: head_read.map(|r| r.t_ns),
+            all_from_kernel: head_read.is_some_and(|r| r.from_kernel),
+            ..Self::default()
+        }
+    }
+}
+
 impl<'a> Attempt<'a> {
     fn new(
         worker: &'a Worker,
@@ -285,21 +299,25 @@ impl<'a> Attempt<'a> {
             Ok(Err(e)) => broken(&e),
             Err(kill) => self.killed(kill),
         };
-        let silent = !connection.tap.answered();
-        let stale = reused && silent && matches!(end, End::Broken { .. });
+        self.end_without_head(end, reused && !connection.tap.answered())
+    }
+
+    /// An attempt on a connection that brought no head; `untouched` where it had
+    /// been kept and brought nothing at all, which may be the connection's fault.
+    fn end_without_head(&self, end: End, untouched: bool) -> Ending {
+        let stale = untouched && matches!(end, End::Broken { .. });
         self.close_unanswered(end);
         if stale { Ending::Stale } else { Ending::Final }
     }
 
     async fn read_answer(&self, mut connection: Connection, response: Response<Incoming>) {
-        let head_read = connection.tap.last_read();
         let mut answer = Answer {
-            status: Some(i32::from(response.status().as_u16())),
-            headers: Some(recorded_headers(response.headers())),
-            t_headers_ns: head_read.map(|r| r.t_ns),
-            all_from_kernel: head_read.is_some_and(|r| r.from_kernel),
             redirected_to: self.redirected_to(&response),
-            ..Answer::default()
+            ..Answer::begun(
+                response.status(),
+                response.headers(),
+                connection.tap.last_read(),
+            )
         };
         let mut reader = ResponseReader::new(ResponseSpec {
             api: self.request.api,

@@ -185,13 +185,7 @@ impl Journal {
     }
 
     pub(crate) fn answered(&mut self, head: &ResponseParts, read: Option<ReadStamp>) {
-        self.answer = Answer {
-            status: Some(i32::from(head.status.as_u16())),
-            headers: Some(recorded_headers(&head.headers)),
-            t_headers_ns: read.map(|read| read.t_ns),
-            all_from_kernel: read.is_some_and(|read| read.from_kernel),
-            ..Answer::default()
-        };
+        self.answer = Answer::begun(head.status, &head.headers, read);
         self.reader = Some(ResponseReader::new(ResponseSpec {
             api: self.api,
             stream_requested: self.row.stream,

@@ -12,7 +12,6 @@ use tapedeck_wire::grpc::{self, framed};
 use tapedeck_wire::response::{End, ResponseReader, ResponseSpec};
 
 use super::{Answer, Attempt, Ending, Source, broken, unanswered};
-use crate::headers::recorded_headers;
 use crate::http2::Http2;
 use crate::worker::{Kill, Stage};
 
@@ -72,21 +71,15 @@ impl Attempt<'_> {
             Ok(Err(e)) => broken(&e),
             Err(kill) => self.killed(kill),
         };
-        let silent = !connection.tap.answered();
-        let stale = reused && silent && matches!(end, End::Broken { .. });
-        self.close_unanswered(end);
-        if stale { Ending::Stale } else { Ending::Final }
+        self.end_without_head(end, reused && !connection.tap.answered())
     }
 
     async fn read_call(&self, mut connection: Http2, response: Response<Incoming>) {
-        let head_read = connection.tap.last_read();
-        let mut answer = Answer {
-            status: Some(i32::from(response.status().as_u16())),
-            headers: Some(recorded_headers(response.headers())),
-            t_headers_ns: head_read.map(|r| r.t_ns),
-            all_from_kernel: head_read.is_some_and(|r| r.from_kernel),
-            ..Answer::default()
-        };
+        let mut answer = Answer::begun(
+            response.status(),
+            response.headers(),
+            connection.tap.last_read(),
+        );
         let mut reader = ResponseReader::new(ResponseSpec {
             status: response.status().as_u16(),
             ..unanswered(self.request)
