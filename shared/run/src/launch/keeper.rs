@@ -51,7 +51,7 @@ pub fn keep(command: &str, patience: Duration) -> Result<u8> {
     stops.thread_block().context("cannot block signals")?;
     let server = Pid::from_raw(i32::try_from(server.id()).context("no such process id")?);
     // The wait below reaps whoever these end.
-    let stop_server = move || stop(server, patience, || {});
+    let stop_server = move || stop(server, patience, || descendants().is_empty());
     on_a_thread(move || {
         let mut byte = [0];
         // Nobody writes: it ends with its writer.
@@ -64,12 +64,21 @@ pub fn keep(command: &str, patience: Duration) -> Result<u8> {
     })?;
     let code = exit_code(server);
     // Children that outlived the server.
-    stop(server, patience, || {
-        while let Ok(status) = waitpid(None, Some(WaitPidFlag::WNOHANG))
-            && status != WaitStatus::StillAlive
-        {}
-    });
+    stop(server, patience, has_no_child);
     Ok(code)
+}
+
+/// Reaps who has ended, and asks the kernel for more: orphans come to a subreaper
+/// before their parent can be reaped, so who has no child has no descendant, and
+/// leaves no zombie to somebody else.
+fn has_no_child() -> bool {
+    loop {
+        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::StillAlive) => return false,
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(_) => return true,
+        }
+    }
 }
 
 fn on_a_thread(work: impl FnOnce() + Send + 'static) -> Result<()> {
@@ -94,18 +103,17 @@ fn exit_code(server: Pid) -> u8 {
     }
 }
 
-/// Ends the group of `server` and all descendants of this process.
-fn stop(server: Pid, patience: Duration, reap: impl Fn()) {
+/// Ends the group of `server` and all descendants of this process, until `are_gone`.
+fn stop(server: Pid, patience: Duration, are_gone: impl Fn() -> bool) {
     for (signal, wait) in [(Signal::SIGTERM, patience), (Signal::SIGKILL, KILL_WAIT)] {
         let clock = RunClock::start();
         let until_ns = i64::try_from(wait.as_nanos()).unwrap_or(i64::MAX);
         let mut is_asked = false;
         while !is_asked || clock.now_ns() < until_ns {
-            reap();
-            let left = descendants();
-            if left.is_empty() {
+            if are_gone() {
                 return;
             }
+            let left = descendants();
             // Asked once; killed until nobody new is found.
             if !is_asked || signal == Signal::SIGKILL {
                 is_asked = true;
