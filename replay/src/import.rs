@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 use tapedeck_clock::RunClock;
 use tapedeck_recording::manifest::Workload;
 use tapedeck_recording::{
-    Content, Durability, EventBatch, Manifest, MarkRow, Outcome, Phase, Privacy, RequestRow,
-    ResponseRow, SegmentLimits, TimestampSource, Writer, WriterOptions, body_hash,
+    Content, Durability, EventBatch, Manifest, MarkRow, Outcome, Privacy, RequestRow, ResponseRow,
+    SegmentLimits, Writer, WriterOptions, body_hash,
 };
 use tapedeck_run::manifest::{Described, describe};
 use tapedeck_run::output::print_counts;
@@ -129,30 +129,14 @@ impl Imported {
         let has_blocks = !row.blocks.is_empty();
         let count = |n: u32| i32::try_from(n).unwrap_or(i32::MAX);
         RequestRow {
-            request_id: index as i64,
-            attempt: 0,
-            phase: Phase::Measure,
             session_id: row.session.clone(),
             turn: row.turn,
             parent_request_id: row.parent.map(|parent| parent as i64),
-            replay_of: None,
-            worker: None,
             api: api.as_str().into(),
-            method: "POST".into(),
             url_path: content.map_or_else(own_path, |c| Arc::clone(&c.url_path)),
-            query: None,
             model: row.model.clone(),
             stream: row.stream,
             t_scheduled_ns: Some(self.offset_ns(row.t_ns)),
-            t_dispatched_ns: None,
-            t_received_ns: None,
-            t_connect_ns: None,
-            t_connected_ns: None,
-            t_tls_ns: None,
-            t_sent_ns: None,
-            conn_id: None,
-            conn_reused: None,
-            headers: None,
             body_bytes: body.as_ref().map_or(0, |b| b.len() as i64),
             body_hash: body.as_ref().map(|b| body_hash(b).into()),
             body,
@@ -161,6 +145,7 @@ impl Imported {
             max_output_tokens: content.and_then(|c| c.max_output_tokens),
             block_size: self.trace.block_size.filter(|_| has_blocks).map(count),
             block_runs: has_blocks.then(|| row.blocks.to_vec().into()),
+            ..RequestRow::blank(index as i64)
         }
     }
 
@@ -169,27 +154,11 @@ impl Imported {
         let count = |n: u32| i32::try_from(n).unwrap_or(i32::MAX);
         let counted = row.input_tokens.or(row.output_tokens).is_some();
         ResponseRow {
-            request_id: index as i64,
-            attempt: 0,
-            outcome: Outcome::Imported,
-            status: None,
-            headers: None,
-            trailers: None,
-            t_headers_ns: None,
             t_end_ns: row.t_end_ns.map(|t| self.offset_ns(t)),
-            t_client_end_ns: None,
-            timestamp_source: TimestampSource::Process,
-            finish_reason: None,
             input_tokens: row.input_tokens.map(count),
             output_tokens: row.output_tokens.map(count),
-            reasoning_tokens: None,
-            cached_tokens: None,
             usage_source: counted.then(|| COUNTED_BY_TRACE.into()),
-            error: None,
-            body: None,
-            body_bytes: 0,
-            chunk_count: 0,
-            malformed_chunks: 0,
+            ..ResponseRow::blank(index as i64, Outcome::Imported)
         }
     }
 

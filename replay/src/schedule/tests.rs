@@ -1,6 +1,5 @@
 use clap::Parser;
 use proptest::prelude::*;
-use tapedeck_recording::Phase;
 
 use super::*;
 use crate::cli::{Cli, Command};
@@ -16,43 +15,6 @@ fn shape(flags: &str) -> ShapeArgs {
     }
 }
 
-fn row(request_id: i64) -> RequestRow {
-    RequestRow {
-        request_id,
-        attempt: 0,
-        phase: Phase::Measure,
-        session_id: None,
-        turn: None,
-        parent_request_id: None,
-        replay_of: None,
-        worker: None,
-        api: "openai-chat".into(),
-        method: "POST".into(),
-        url_path: "/v1/chat/completions".into(),
-        query: None,
-        model: None,
-        stream: true,
-        t_scheduled_ns: None,
-        t_dispatched_ns: None,
-        t_received_ns: None,
-        t_connect_ns: None,
-        t_connected_ns: None,
-        t_tls_ns: None,
-        t_sent_ns: None,
-        conn_id: None,
-        conn_reused: None,
-        headers: None,
-        body: None,
-        body_bytes: 0,
-        body_hash: None,
-        input_tokens: None,
-        input_tokens_source: None,
-        max_output_tokens: None,
-        block_size: None,
-        block_runs: None,
-    }
-}
-
 /// At second `t_s`, answered half a second later.
 fn found(request_id: i64, t_s: i64, session: &str, parent: Option<i64>) -> Found {
     Found {
@@ -63,7 +25,7 @@ fn found(request_id: i64, t_s: i64, session: &str, parent: Option<i64>) -> Found
             session_id: (!session.is_empty()).then(|| session.into()),
             parent_request_id: parent,
             block_runs: Some(vec![(request_id, 2)].into()),
-            ..row(request_id)
+            ..RequestRow::blank(request_id)
         },
         input_tokens: None,
         output_tokens: None,

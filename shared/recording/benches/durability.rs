@@ -16,7 +16,7 @@ use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeVal;
 use tapedeck_clock::monotonic_ns;
 use tapedeck_recording::{
-    ChunkKind, ChunkRow, Durability, EventBatch, Manifest, Recording, SegmentLimits, Table, Writer,
+    ChunkRow, Durability, EventBatch, Manifest, Recording, SegmentLimits, Table, Writer,
     WriterOptions,
 };
 
@@ -35,21 +35,12 @@ fn batch(first: i64) -> EventBatch {
              {{\"content\":\"{word}\"}},\"logprobs\":null,\"finish_reason\":null}}]}}"
         );
         let t_ns = n * 31_250 + n * n % 977;
+        let chunk_index = (chunk_index % CHUNKS_PER_REQUEST) as i32;
         let row = ChunkRow {
-            request_id,
-            attempt: 0,
-            chunk_index: (chunk_index % CHUNKS_PER_REQUEST) as i32,
-            read_index: (chunk_index % CHUNKS_PER_REQUEST) as i32,
             choice_index: Some(0),
-            t_ns,
             t_seen_ns: t_ns + 20_000 + n % 313,
-            t_forwarded_ns: None,
-            kind: ChunkKind::Content,
-            event: None,
-            event_id: None,
-            tokens: None,
             bytes: data.len() as i64,
-            payload: None,
+            ..ChunkRow::blank(request_id, chunk_index, t_ns)
         };
         events.chunks.push(row, Some(data.as_bytes()));
     }

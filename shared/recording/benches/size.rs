@@ -15,9 +15,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use parquet::file::reader::{FileReader, SerializedFileReader};
-use tapedeck_recording::{
-    ChunkKind, ChunkRow, EventBatch, Manifest, Recording, SegmentLimits, Table, Writer,
-};
+use tapedeck_recording::{ChunkRow, EventBatch, Manifest, Recording, SegmentLimits, Table, Writer};
 
 const REQUESTS: i64 = 5_000;
 const CHUNKS: i64 = 200;
@@ -99,20 +97,10 @@ fn stream(request_id: i64) -> EventBatch {
              {{\"content\":\"{word}\"}},\"logprobs\":null,\"finish_reason\":null}}]}}"
         );
         let row = ChunkRow {
-            request_id,
-            attempt: 0,
-            chunk_index: index as i32,
-            read_index: index as i32,
             choice_index: Some(0),
-            t_ns,
             t_seen_ns: t_ns + 20_000 + jitter(number, 40_000),
-            t_forwarded_ns: None,
-            kind: ChunkKind::Content,
-            event: None,
-            event_id: None,
-            tokens: None,
             bytes: data.len() as i64,
-            payload: None,
+            ..ChunkRow::blank(request_id, index as i32, t_ns)
         };
         events.chunks.push(row, Some(data.as_bytes()));
     }

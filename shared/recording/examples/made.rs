@@ -16,7 +16,7 @@
 use std::path::Path;
 
 use tapedeck_recording::{
-    ChunkKind, ChunkRow, Durability, EventBatch, Manifest, Outcome, Phase, RequestRow, ResponseRow,
+    ChunkKind, ChunkRow, Durability, EventBatch, Manifest, Outcome, RequestRow, ResponseRow,
     SegmentLimits, TimestampSource, Writer, WriterOptions,
 };
 
@@ -130,93 +130,50 @@ fn payload(stream: &Stream, is_last: bool, slim: bool) -> String {
 
 fn chunk(stream: &Stream, is_last: bool, lag_ns: i64, data: &str) -> ChunkRow {
     ChunkRow {
-        request_id: stream.request_id,
-        attempt: 0,
-        chunk_index: stream.index,
         read_index: stream.read,
         choice_index: (!is_last).then_some(0),
-        t_ns: stream.t_ns,
         t_seen_ns: stream.t_ns + lag_ns,
-        t_forwarded_ns: None,
         kind: match stream.index {
             0 => ChunkKind::Role,
             _ if is_last => ChunkKind::Usage,
             _ => ChunkKind::Content,
         },
-        event: None,
-        event_id: None,
-        tokens: None,
         bytes: data.len() as i64,
-        payload: None,
+        ..ChunkRow::blank(stream.request_id, stream.index, stream.t_ns)
     }
 }
 
 fn request(request_id: i64, t_scheduled_ns: i64, t_sent_ns: i64) -> RequestRow {
     RequestRow {
-        request_id,
-        attempt: 0,
-        phase: Phase::Measure,
-        session_id: None,
-        turn: None,
-        parent_request_id: None,
-        replay_of: None,
-        worker: None,
-        api: "openai-chat".into(),
-        method: "POST".into(),
-        url_path: "/v1/chat/completions".into(),
-        query: None,
         model: Some("m".into()),
-        stream: true,
         t_scheduled_ns: Some(t_scheduled_ns),
         t_dispatched_ns: Some(t_scheduled_ns),
-        t_received_ns: None,
-        t_connect_ns: None,
-        t_connected_ns: None,
-        t_tls_ns: None,
         t_sent_ns: Some(t_sent_ns),
         conn_id: Some(request_id % STREAMS as i64),
         conn_reused: Some(request_id >= STREAMS as i64),
-        headers: None,
         body: Some(bytes::Bytes::from_static(b"{}")),
         body_bytes: 2,
-        body_hash: None,
-        input_tokens: None,
-        input_tokens_source: None,
-        max_output_tokens: None,
-        block_size: None,
-        block_runs: None,
+        ..RequestRow::blank(request_id)
     }
 }
 
 fn response(stream: &Stream) -> ResponseRow {
     // Most ended well.
-    let is_cut = stream.request_id % 97 == 0;
+    let outcome = match stream.request_id % 97 {
+        0 => Outcome::Truncated,
+        _ => Outcome::Ok,
+    };
     ResponseRow {
-        request_id: stream.request_id,
-        attempt: 0,
-        outcome: if is_cut {
-            Outcome::Truncated
-        } else {
-            Outcome::Ok
-        },
         status: Some(200),
-        headers: None,
-        trailers: None,
         t_headers_ns: Some(stream.t_sent_ns + MS),
         t_end_ns: Some(stream.t_ns + MS / 10),
-        t_client_end_ns: None,
         timestamp_source: TimestampSource::Kernel,
         finish_reason: Some("stop".into()),
         input_tokens: Some(64),
         output_tokens: Some(CHUNKS_PER_REQUEST - 2),
-        reasoning_tokens: None,
-        cached_tokens: None,
         usage_source: Some("usage".into()),
-        error: None,
-        body: None,
-        body_bytes: 0,
         chunk_count: CHUNKS_PER_REQUEST,
-        malformed_chunks: 0,
+        ..ResponseRow::blank(stream.request_id, outcome)
     }
 }
 

@@ -59,6 +59,50 @@ pub struct RequestRow {
     pub block_runs: Option<Arc<[(i64, i32)]>>,
 }
 
+impl RequestRow {
+    /// The first attempt of a streamed chat request in the measured phase, with no
+    /// body and every nullable column NULL: what importers and made-up recordings
+    /// fill in. Rows that come off a socket name every column instead, so that a
+    /// new one cannot be forgotten there.
+    #[must_use]
+    pub fn blank(request_id: i64) -> Self {
+        Self {
+            request_id,
+            attempt: 0,
+            phase: Phase::Measure,
+            session_id: None,
+            turn: None,
+            parent_request_id: None,
+            replay_of: None,
+            worker: None,
+            api: "openai-chat".into(),
+            method: "POST".into(),
+            url_path: "/v1/chat/completions".into(),
+            query: None,
+            model: None,
+            stream: true,
+            t_scheduled_ns: None,
+            t_dispatched_ns: None,
+            t_received_ns: None,
+            t_connect_ns: None,
+            t_connected_ns: None,
+            t_tls_ns: None,
+            t_sent_ns: None,
+            conn_id: None,
+            conn_reused: None,
+            headers: None,
+            body: None,
+            body_bytes: 0,
+            body_hash: None,
+            input_tokens: None,
+            input_tokens_source: None,
+            max_output_tokens: None,
+            block_size: None,
+            block_runs: None,
+        }
+    }
+}
+
 /// One stream event. Its payload lies in [`ChunkRows::payloads`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct ChunkRow {
@@ -78,6 +122,29 @@ pub struct ChunkRow {
     pub bytes: i64,
     /// `(offset, length)` of the payload copy; `None` where none is kept.
     pub payload: Option<(u32, u32)>,
+}
+
+impl ChunkRow {
+    /// An empty chunk of content, alone in its read and seen as it arrived at `t_ns`.
+    #[must_use]
+    pub fn blank(request_id: i64, chunk_index: i32, t_ns: i64) -> Self {
+        Self {
+            request_id,
+            attempt: 0,
+            chunk_index,
+            read_index: chunk_index,
+            choice_index: None,
+            t_ns,
+            t_seen_ns: t_ns,
+            t_forwarded_ns: None,
+            kind: ChunkKind::Content,
+            event: None,
+            event_id: None,
+            tokens: None,
+            bytes: 0,
+            payload: None,
+        }
+    }
 }
 
 /// Chunk rows and one arena for their payloads, so that a chunk costs a copy
@@ -140,6 +207,36 @@ pub struct ResponseRow {
     pub body_bytes: i64,
     pub chunk_count: i32,
     pub malformed_chunks: i32,
+}
+
+impl ResponseRow {
+    /// The end of a first attempt of which nothing is known but its `outcome`.
+    #[must_use]
+    pub fn blank(request_id: i64, outcome: Outcome) -> Self {
+        Self {
+            request_id,
+            attempt: 0,
+            outcome,
+            status: None,
+            headers: None,
+            trailers: None,
+            t_headers_ns: None,
+            t_end_ns: None,
+            t_client_end_ns: None,
+            timestamp_source: TimestampSource::Process,
+            finish_reason: None,
+            input_tokens: None,
+            output_tokens: None,
+            reasoning_tokens: None,
+            cached_tokens: None,
+            usage_source: None,
+            error: None,
+            body: None,
+            body_bytes: 0,
+            chunk_count: 0,
+            malformed_chunks: 0,
+        }
+    }
 }
 
 /// One value of a time series.

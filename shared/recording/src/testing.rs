@@ -7,8 +7,7 @@ use std::time::Duration;
 use tapedeck_clock::monotonic_ns;
 
 use crate::event::{
-    ChunkKind, ChunkRow, EventBatch, MarkRow, Outcome, Phase, RequestRow, ResponseRow, SampleRow,
-    TimestampSource,
+    ChunkRow, EventBatch, MarkRow, Outcome, RequestRow, ResponseRow, SampleRow, TimestampSource,
 };
 use crate::lock::WAL_DIR;
 use crate::manifest::Manifest;
@@ -22,83 +21,32 @@ pub(crate) fn manifest() -> Manifest {
 
 pub(crate) fn request(request_id: i64) -> RequestRow {
     RequestRow {
-        request_id,
-        attempt: 0,
-        phase: Phase::Measure,
-        session_id: None,
-        turn: None,
-        parent_request_id: None,
-        replay_of: None,
-        worker: None,
-        api: "openai-chat".into(),
-        method: "POST".into(),
-        url_path: "/v1/chat/completions".into(),
-        query: None,
-        model: None,
-        stream: true,
-        t_scheduled_ns: None,
-        t_dispatched_ns: None,
-        t_received_ns: None,
-        t_connect_ns: None,
-        t_connected_ns: None,
-        t_tls_ns: None,
         t_sent_ns: Some(request_id * 100),
-        conn_id: None,
-        conn_reused: None,
-        headers: None,
         body: Some(bytes::Bytes::from_static(b"{}")),
         body_bytes: 2,
-        body_hash: None,
-        input_tokens: None,
-        input_tokens_source: None,
-        max_output_tokens: None,
-        block_size: None,
-        block_runs: None,
+        ..RequestRow::blank(request_id)
     }
 }
 
 pub(crate) fn chunk(request_id: i64, chunk_index: i32) -> ChunkRow {
     ChunkRow {
-        request_id,
-        attempt: 0,
-        chunk_index,
-        read_index: chunk_index,
-        choice_index: None,
-        t_ns: request_id * 100 + i64::from(chunk_index) + 1,
-        t_seen_ns: request_id * 100 + i64::from(chunk_index) + 1,
-        t_forwarded_ns: None,
-        kind: ChunkKind::Content,
-        event: None,
-        event_id: None,
-        tokens: None,
         bytes: 1,
-        payload: None,
+        ..ChunkRow::blank(
+            request_id,
+            chunk_index,
+            request_id * 100 + i64::from(chunk_index) + 1,
+        )
     }
 }
 
 fn response(request_id: i64, chunk_count: i32) -> ResponseRow {
     ResponseRow {
-        request_id,
-        attempt: 0,
-        outcome: Outcome::Ok,
         status: Some(200),
-        headers: None,
-        trailers: None,
         t_headers_ns: Some(request_id * 100 + 1),
         t_end_ns: Some(request_id * 100 + 99),
-        t_client_end_ns: None,
         timestamp_source: TimestampSource::Kernel,
-        finish_reason: None,
-        input_tokens: None,
-        output_tokens: None,
-        reasoning_tokens: None,
-        cached_tokens: None,
-        usage_source: None,
-        error: None,
-        body: None,
-        body_bytes: 0,
         chunk_count,
-        malformed_chunks: 0,
+        ..ResponseRow::blank(request_id, Outcome::Ok)
     }
 }
 

@@ -1,7 +1,7 @@
 use bytes::Bytes;
 
 use super::*;
-use crate::event::{ChunkKind, Outcome, Phase, TimestampSource};
+use crate::event::{ChunkKind, Outcome, TimestampSource};
 
 const TEXT: &str = "the secret plan";
 
@@ -18,54 +18,29 @@ fn pairs(value: &str) -> Option<Pairs> {
 fn batch() -> EventBatch {
     let mut batch = EventBatch::default();
     batch.requests.push(RequestRow {
-        request_id: 0,
-        attempt: 0,
-        phase: Phase::Measure,
         session_id: Some(TEXT.into()),
-        turn: None,
-        parent_request_id: None,
-        replay_of: None,
-        worker: None,
-        api: "openai-chat".into(),
-        method: "POST".into(),
-        url_path: "/v1/chat/completions".into(),
         query: Some(format!("api-version=1&q={TEXT}&{TEXT}").into()),
         model: Some("org/model-7b:latest".into()),
-        stream: true,
-        t_scheduled_ns: None,
         t_dispatched_ns: Some(1),
         t_received_ns: Some(2),
-        t_connect_ns: None,
-        t_connected_ns: None,
-        t_tls_ns: None,
         t_sent_ns: Some(3),
-        conn_id: None,
-        conn_reused: None,
         headers: pairs(TEXT),
         body: Some(Bytes::from_static(TEXT.as_bytes())),
         body_bytes: TEXT.len() as i64,
         body_hash: Some("unkeyed".into()),
         input_tokens: Some(4),
-        input_tokens_source: None,
         max_output_tokens: Some(5),
-        block_size: None,
-        block_runs: None,
+        ..RequestRow::blank(0)
     });
     let chunk = ChunkRow {
-        request_id: 0,
-        attempt: 0,
-        chunk_index: 0,
-        read_index: 0,
         choice_index: Some(0),
-        t_ns: 4,
         t_seen_ns: 5,
         t_forwarded_ns: Some(6),
-        kind: ChunkKind::Content,
         event: Some(TEXT.into()),
         event_id: Some(TEXT.into()),
         tokens: Some(1),
         bytes: TEXT.len() as i64,
-        payload: None,
+        ..ChunkRow::blank(0, 0, 4)
     };
     batch.chunks.push(chunk, Some(TEXT.as_bytes()));
     batch.responses.push(response());
@@ -74,9 +49,6 @@ fn batch() -> EventBatch {
 
 fn response() -> ResponseRow {
     ResponseRow {
-        request_id: 0,
-        attempt: 0,
-        outcome: Outcome::HttpError,
         status: Some(400),
         headers: pairs(TEXT),
         trailers: pairs(TEXT),
@@ -87,14 +59,12 @@ fn response() -> ResponseRow {
         finish_reason: Some(TEXT.into()),
         input_tokens: Some(4),
         output_tokens: Some(1),
-        reasoning_tokens: None,
-        cached_tokens: None,
         usage_source: Some("usage".into()),
         error: Some(TEXT.into()),
         body: Some(Bytes::from_static(TEXT.as_bytes())),
         body_bytes: TEXT.len() as i64,
         chunk_count: 1,
-        malformed_chunks: 0,
+        ..ResponseRow::blank(0, Outcome::HttpError)
     }
 }
 

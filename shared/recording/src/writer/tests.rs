@@ -1,5 +1,5 @@
 use super::*;
-use crate::event::{ChunkKind, ChunkRow, MarkRow, SampleRow};
+use crate::event::{ChunkRow, MarkRow, SampleRow};
 use crate::reader::{Recording, read_file};
 use crate::schema::Table;
 use crate::testing::until;
@@ -19,20 +19,8 @@ fn chunks(count: i32) -> EventBatch {
     let mut batch = EventBatch::default();
     for chunk_index in 0..count {
         let row = ChunkRow {
-            request_id: 7,
-            attempt: 0,
-            chunk_index,
-            read_index: chunk_index,
-            choice_index: None,
-            t_ns: 10,
-            t_seen_ns: 10,
-            t_forwarded_ns: None,
-            kind: ChunkKind::Content,
-            event: None,
-            event_id: None,
-            tokens: None,
             bytes: 1,
-            payload: None,
+            ..ChunkRow::blank(7, chunk_index, 10)
         };
         batch.chunks.push(row, Some(b"x"));
     }
