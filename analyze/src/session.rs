@@ -4,93 +4,41 @@
 //! tells them apart); `recordings`, one row each; `params`, `percentiles` and
 //! `slos`, the values a user chose; then the views of [`crate::models`].
 
-use std::collections::{BTreeMap, BTreeSet};
+mod error;
+mod files;
+mod recordings;
+
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use arrow::compute::concat_batches;
-use arrow::datatypes::{DataType, SchemaRef};
-use arrow::error::ArrowError;
 use datafusion::catalog::TableProvider;
 use datafusion::datasource::MemTable;
-use datafusion::datasource::file_format::parquet::ParquetFormat;
-use datafusion::datasource::listing::{
-    ListingOptions, ListingTable, ListingTableConfig, ListingTableUrl,
-};
-use datafusion::error::DataFusionError;
+use datafusion::datasource::listing::ListingTableUrl;
 use datafusion::execution::context::SQLOptions;
 use datafusion::execution::memory_pool::FairSpillPool;
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::physical_plan::collect_partitioned;
 use datafusion::prelude::{DataFrame, SessionConfig, SessionContext, col, lit};
-use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tapedeck_recording::footer::Footer;
-use tapedeck_recording::reader::ReadError;
-use tapedeck_recording::schema::{RECORDING_ID, map_type};
+use tapedeck_recording::schema::RECORDING_ID;
 use tapedeck_recording::{Recording, Table};
-use tapedeck_tokens::TokenizerError;
 
-use crate::check::chain;
 use crate::derived::{self, Missing, Part, Range, ReadModel};
 use crate::functions::{self, Dialects, Tokenizers};
 use crate::models;
-use crate::parameters::{Parameters, Slo, UnknownMetric};
+use crate::parameters::{Parameters, Slo};
 use crate::peer::{self, Profile};
 use crate::rows;
 use crate::sealed::damaged;
 
-/// Recordings that cannot be analyzed, or a question that cannot be answered.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error(transparent)]
-    Read(#[from] ReadError),
-    #[error(
-        "{} and {} are the same recording\nhint: name only one of them",
-        first.display(), second.display()
-    )]
-    Twice { first: PathBuf, second: PathBuf },
-    #[error(transparent)]
-    UnknownMetric(#[from] UnknownMetric),
-    #[error(transparent)]
-    Tokenizer(#[from] TokenizerError),
-    #[error("{} cannot be given to the query engine as a file", path.display())]
-    Path { path: PathBuf },
-    #[error("view {view} cannot be read: {}", explain(cause))]
-    View {
-        view: &'static str,
-        cause: DataFusionError,
-    },
-    #[error("{}", explain(.0))]
-    Query(DataFusionError),
-}
-
-/// What a user can use of an engine's error: no prefixes that name its parts.
-pub(crate) fn explain(error: &DataFusionError) -> String {
-    let text = match error.find_root() {
-        DataFusionError::ResourcesExhausted(text) => format!(
-            "the question needs more memory than it may have: {text}\n\
-             hint: --memory-limit allows more"
-        ),
-        DataFusionError::SQL(error, _) => error.to_string(),
-        DataFusionError::Plan(text)
-        | DataFusionError::NotImplemented(text)
-        | DataFusionError::Execution(text) => text.clone(),
-        DataFusionError::External(error) => chain(error.as_ref()),
-        root => root.strip_backtrace(),
-    };
-    let text = text.replace("datafusion.public.", "");
-    let is_unknown_table = text.starts_with("table '") && text.ends_with("not found");
-    if is_unknown_table {
-        format!(
-            "{text}\nhint: tables are requests, chunks, responses, samples, marks and recordings; \
-             `analyze sql` lists the views"
-        )
-    } else {
-        text
-    }
-}
+pub use self::error::Error;
+pub(crate) use self::error::{arrow_error, explain};
+use self::files::{file_url, parquet_files};
+pub(crate) use self::recordings::ran_without_log;
 
 /// Views worth computing once when more than one question follows: none is
 /// larger than one row per request.
@@ -491,13 +439,8 @@ impl Session {
         damaged: Option<&[usize]>,
     ) -> Result<(), Error> {
         let chosen = parameters.tokenizer.as_deref();
-        let row = |(index, recording)| RecordingRow {
-            damaged_segments: damaged.and_then(|files| files.get(index).copied()),
-            ..RecordingRow::of(recording, chosen)
-        };
-        let rows: Vec<RecordingRow<'_>> = self.recordings.iter().enumerate().map(row).collect();
-        let batch = rows::to_batch(&recordings_schema(), &rows).map_err(arrow_error)?;
-        self.register_batch("recordings", batch)
+        let batch = recordings::table(&self.recordings, chosen, damaged);
+        self.register_batch("recordings", batch.map_err(arrow_error)?)
     }
 
     /// Files in place of the view that made them; the view says the columns.
@@ -599,212 +542,4 @@ pub async fn matching_requests(paths: &[PathBuf], condition: &str) -> Result<BTr
     let batches = kept.collect().await.map_err(Error::Query)?;
     let rows: Vec<Row> = rows::from_batches(&batches).map_err(Error::Query)?;
     Ok(rows.into_iter().map(|row| row.request_id).collect())
-}
-
-/// Files as one table, read by DataFusion's own Parquet source.
-fn parquet_files(
-    urls: Vec<ListingTableUrl>,
-    schema: SchemaRef,
-) -> Result<Arc<dyn TableProvider>, Error> {
-    let format = Arc::new(ParquetFormat::default());
-    let config = ListingTableConfig::new_with_multi_paths(urls)
-        .with_listing_options(ListingOptions::new(format))
-        .with_schema(schema);
-    let provider = ListingTable::try_new(config).map_err(Error::Query)?;
-    Ok(Arc::new(provider))
-}
-
-/// A path as a URL: a bare path would be searched for glob characters.
-fn file_url(path: &Path) -> Result<ListingTableUrl, Error> {
-    let path_error = || Error::Path {
-        path: path.to_owned(),
-    };
-    let absolute = std::path::absolute(path).map_err(|_| path_error())?;
-    let text = absolute.to_str().ok_or_else(path_error)?;
-    let mut url = String::from("file://");
-    for byte in text.bytes() {
-        match byte {
-            b'/' | b'-' | b'_' | b'.' | b'~' => url.push(byte.into()),
-            byte if byte.is_ascii_alphanumeric() => url.push(byte.into()),
-            byte => url.push_str(&format!("%{byte:02X}")),
-        }
-    }
-    ListingTableUrl::parse(&url).map_err(|_| path_error())
-}
-
-pub(crate) fn arrow_error(error: ArrowError) -> Error {
-    Error::Query(error.into())
-}
-
-fn recordings_schema() -> SchemaRef {
-    rows::schema(&[
-        (RECORDING_ID, DataType::Utf8),
-        ("path", DataType::Utf8),
-        ("name", DataType::Utf8),
-        ("labels", map_type()),
-        ("state", DataType::Utf8),
-        ("target", DataType::Utf8),
-        ("tool", DataType::Utf8),
-        ("wall_clock_start", DataType::Utf8),
-        ("dropped_events", DataType::Int64),
-        ("missing_segments", DataType::Int64),
-        ("damaged_segments", DataType::Int64),
-        ("live", DataType::Boolean),
-        ("recovered_rows", DataType::Int64),
-        ("lost_rows", DataType::Int64),
-        ("torn_bytes", DataType::Int64),
-        ("timestamp_source", DataType::Utf8),
-        ("without_log", DataType::Boolean),
-        ("open_loop", DataType::Boolean),
-        ("waits_for_slots", DataType::Boolean),
-        ("tokenizer", DataType::Utf8),
-        ("settings", DataType::Utf8),
-        ("replay_of_recording_id", DataType::Utf8),
-        ("speed", DataType::Float64),
-        ("reshaped_by", DataType::Utf8),
-        ("workload_kind", DataType::Utf8),
-        ("workload_hash", DataType::Utf8),
-        ("content", DataType::Utf8),
-    ])
-}
-
-#[derive(Serialize)]
-struct RecordingRow<'a> {
-    recording_id: &'a str,
-    path: String,
-    name: &'a str,
-    labels: &'a BTreeMap<String, String>,
-    state: tapedeck_recording::manifest::State,
-    target: Option<&'a str>,
-    tool: &'a str,
-    wall_clock_start: &'a str,
-    dropped_events: u64,
-    /// Files that the manifest lists and the disk does not have.
-    missing_segments: usize,
-    /// Files that are not what was sealed; `None` where nobody looked.
-    damaged_segments: Option<usize>,
-    /// Somebody is writing it now.
-    live: bool,
-    /// Of the write-ahead log, when its recorder had died: rows found in it, rows
-    /// missing, bytes that are no whole frame.
-    recovered_rows: u64,
-    lost_rows: u64,
-    torn_bytes: u64,
-    timestamp_source: Option<&'a str>,
-    without_log: bool,
-    /// Arrivals had a schedule of their own.
-    open_loop: bool,
-    /// Arrivals had a schedule and a cap on requests in flight: waiting for a
-    /// slot is part of such a load, not lateness of the client.
-    waits_for_slots: bool,
-    /// Path of what counts tokens where nobody else did.
-    tokenizer: Option<String>,
-    /// JSON.
-    settings: String,
-    replay_of_recording_id: Option<&'a str>,
-    /// Of a replay only.
-    speed: Option<f64>,
-    reshaped_by: Option<String>,
-    workload_kind: Option<&'a str>,
-    workload_hash: Option<&'a str>,
-    /// What was kept of texts; everything where the manifest is older than the
-    /// choice.
-    content: &'a str,
-}
-
-fn is_set(settings: &serde_json::Value, name: &str) -> bool {
-    settings.get(name).is_some_and(|value| !value.is_null())
-}
-
-/// `--durability none`.
-pub(crate) fn ran_without_log(settings: &serde_json::Value) -> bool {
-    settings.get("durability") == Some(&"none".into())
-}
-
-/// A rate, constant or not, all at once, or the offsets of a replay.
-fn is_open_loop(settings: &serde_json::Value) -> bool {
-    let mode = settings.get("mode").and_then(serde_json::Value::as_str);
-    is_set(settings, "rate_per_s")
-        || is_set(settings, "rate_shape")
-        || settings.get("all_at_once") == Some(&true.into())
-        || ["open", "session"].map(Some).contains(&mode)
-}
-
-/// Flags by which a replay moved requests against each other: its offsets are not
-/// its original's over the speed.
-fn reshaped_by(settings: &serde_json::Value) -> Option<String> {
-    let several = |name: &str| settings.get(name).and_then(|v| v.as_u64()) > Some(1);
-    let dequantized = settings.pointer("/trace/dequantized_s");
-    let flags = [
-        ("--idle-cap", is_set(settings, "idle_cap_s")),
-        ("--copies", several("copies")),
-        (
-            "--loop",
-            several("loop_times") || is_set(settings, "loop_s"),
-        ),
-        ("--rate", is_set(settings, "remapped_per_s")),
-        ("--rate-series", is_set(settings, "remapped_to")),
-        ("--dequantize", dequantized.is_some_and(|s| !s.is_null())),
-    ];
-    let set: Vec<&str> = flags.iter().filter(|f| f.1).map(|f| f.0).collect();
-    (!set.is_empty()).then(|| set.join(", "))
-}
-
-/// The tokenizer that was chosen, else the one that the manifest names if it is
-/// still the same file; none where texts are not what they were.
-fn tokenizer(recording: &Recording, chosen: Option<&Path>) -> Option<String> {
-    // What was redacted is no longer the text whose tokens are wanted.
-    if is_set(&recording.manifest.settings, "redact") {
-        return None;
-    }
-    if let Some(path) = chosen {
-        return Some(path.display().to_string());
-    }
-    let named = recording.manifest.settings.pointer("/dataset/tokenizer")?;
-    let path = named.get("path")?.as_str()?;
-    let hash = named.get("content_hash")?.as_str()?;
-    let found = tapedeck_tokens::content_hash(Path::new(path)).ok()?;
-    (found == hash).then(|| path.to_owned())
-}
-
-impl<'a> RecordingRow<'a> {
-    fn of(recording: &'a Recording, chosen: Option<&Path>) -> Self {
-        let manifest = &recording.manifest;
-        let segments = manifest.segments.iter();
-        let missing = segments.filter(|s| !recording.dir.join(&s.file).is_file());
-        let log = recording.recovered();
-        let counts = manifest.recovered.unwrap_or(log.counts);
-        let setting = |name| manifest.settings.get(name).and_then(|v| v.as_str());
-        let workload = manifest.workload.as_ref();
-        Self {
-            recording_id: &manifest.recording_id,
-            path: recording.dir.display().to_string(),
-            name: &manifest.name,
-            labels: &manifest.labels,
-            state: manifest.state,
-            target: manifest.target.as_deref(),
-            tool: &manifest.tool,
-            wall_clock_start: &manifest.wall_clock_start,
-            dropped_events: manifest.dropped_events,
-            missing_segments: missing.count(),
-            damaged_segments: None,
-            live: log.live,
-            recovered_rows: counts.rows,
-            lost_rows: counts.lost_rows,
-            torn_bytes: counts.torn_bytes,
-            timestamp_source: manifest.timestamp_source.as_deref(),
-            without_log: ran_without_log(&manifest.settings),
-            open_loop: is_open_loop(&manifest.settings),
-            waits_for_slots: is_open_loop(&manifest.settings)
-                && is_set(&manifest.settings, "parallel"),
-            tokenizer: tokenizer(recording, chosen),
-            settings: manifest.settings.to_string(),
-            replay_of_recording_id: setting("replay_of_recording_id"),
-            speed: manifest.settings.get("speed").and_then(|v| v.as_f64()),
-            reshaped_by: reshaped_by(&manifest.settings),
-            workload_kind: workload.map(|w| w.kind.as_str()),
-            workload_hash: workload.and_then(|w| w.content_hash.as_deref()),
-            content: setting("content").unwrap_or("full"),
-        }
-    }
 }

@@ -1,15 +1,15 @@
-//! A comparison as text: at most [`WIDTH`] columns, doubt first.
+//! A comparison as text: at most [`page::WIDTH`] columns, doubt first.
+
+mod fidelity;
+mod page;
 
 use std::path::Path;
 
-use serde_json::{Map, Value};
+use crate::render::{Format, csv_field};
 
-use crate::render::{Format, csv_field, grid, visible};
-
-use super::{Compared, Comparison, Comparisons, Fidelity, Judgement, Run};
-
-/// Columns of a terminal that everything fits into, but for paths.
-const WIDTH: usize = 100;
+use self::fidelity::fidelity;
+use self::page::Block;
+use super::{Compared, Comparison, Comparisons, Judgement, Run};
 
 /// Settings that differ, shown; the rest is counted, JSON has all.
 const SETTINGS_SHOWN: usize = 12;
@@ -31,21 +31,6 @@ const SHOWN: [(&str, &str, f64); 11] = [
     ("In flight", "concurrency", 1.0),
 ];
 
-/// Text, or a table; formats differ in how it is drawn.
-enum Block {
-    Title(String),
-    Line(String),
-    Table {
-        heading: String,
-        header: Vec<&'static str>,
-        rows: Vec<Vec<String>>,
-        /// Leading columns that are words; those behind are numbers, aligned at the
-        /// right, but for the last where that is a word.
-        words: usize,
-        ends_in_word: bool,
-    },
-}
-
 impl Comparisons {
     /// As text, ending in a newline.
     #[must_use]
@@ -59,7 +44,7 @@ impl Comparisons {
             Format::Table | Format::Markdown => {
                 let is_markdown = format == Format::Markdown;
                 let blocks = self.blocks();
-                let text = blocks.iter().map(|block| draw(block, is_markdown));
+                let text = blocks.iter().map(|block| block.draw(is_markdown));
                 text.collect()
             }
         }
@@ -394,141 +379,6 @@ fn spread(comparison: &Comparison) -> Option<Block> {
     })
 }
 
-/// A number of a row, with `decimals`; a dash where it is NULL.
-fn cell(row: &Map<String, Value>, column: &str, decimals: usize) -> String {
-    let value = row.get(column).and_then(Value::as_f64);
-    value.map_or_else(|| "–".to_owned(), |v| format!("{v:.decimals$}"))
-}
-
-fn fidelity(fidelity: &Fidelity) -> Vec<Block> {
-    let schedule = &fidelity.schedule;
-    let settings = fidelity.settings.iter();
-    let settings = settings.map(|(name, value)| format!(", {name} {value}"));
-    let heading = format!(
-        "Fidelity of {} to {}: mode {}{}",
-        folder(&fidelity.replay),
-        folder(&fidelity.original),
-        fidelity.mode.as_deref().unwrap_or("unknown"),
-        settings.collect::<String>()
-    );
-    let three = |name: &str| {
-        let stats = ["p50", "p99", "max"].map(|stat| cell(schedule, &format!("{name}_{stat}"), 3));
-        stats.join(" / ")
-    };
-    let mut rows = vec![
-        ("Requests replayed / missing / extra", {
-            let counts = ["replayed", "missing", "extra"].map(|c| cell(schedule, c, 0));
-            counts.join(" / ")
-        }),
-        (
-            "Schedule error p50 / p99 / max (ms)",
-            three("schedule_error_ms"),
-        ),
-        (
-            "Inter-arrival error p50 / p99 / max (ms)",
-            three("inter_arrival_error_ms"),
-        ),
-        (
-            "Drift, last tenth − first tenth (ms)",
-            cell(schedule, "drift_ms", 3),
-        ),
-        ("Sent before an earlier one", cell(schedule, "overtook", 0)),
-        ("Bodies that differ, of those known", {
-            let counts = ["bodies_differ", "bodies_compared"].map(|c| cell(schedule, c, 0));
-            counts.join(" of ")
-        }),
-        ("Other outcomes", cell(schedule, "outcomes_differ", 0)),
-    ];
-    rows.extend(fidelity.lengths.iter().map(length));
-    rows.extend(flight(&fidelity.flight));
-    rows.extend(prefix(fidelity));
-    let rows = rows.into_iter();
-    let mut blocks = vec![Block::Table {
-        heading,
-        header: Vec::new(),
-        rows: rows
-            .map(|(name, value)| vec![name.to_owned(), value])
-            .collect(),
-        words: 2,
-        ends_in_word: false,
-    }];
-    let outcomes = fidelity.outcomes.iter().map(|row| {
-        let word = |name: &str| {
-            row.get(name)
-                .and_then(Value::as_str)
-                .unwrap_or("–")
-                .to_owned()
-        };
-        vec![word("original_outcome"), word("outcome"), cell(row, "n", 0)]
-    });
-    blocks.push(Block::Table {
-        heading: "How requests ended".to_owned(),
-        header: vec!["original", "replay", "requests"],
-        rows: outcomes.collect(),
-        words: 2,
-        ends_in_word: false,
-    });
-    blocks
-}
-
-fn length(row: &Map<String, Value>) -> (&'static str, String) {
-    let is_input = row.get("direction").and_then(Value::as_str) == Some("input");
-    let name = if is_input {
-        "Input tokens, as the server counts"
-    } else {
-        "Output tokens"
-    };
-    if row.get("compared").and_then(Value::as_u64) == Some(0) {
-        return (name, "not known of both".to_owned());
-    }
-    let text = format!(
-        "{} of {} differ, mean {}, max {}; {} for {}",
-        cell(row, "differ", 0),
-        cell(row, "compared", 0),
-        cell(row, "error_mean", 2),
-        cell(row, "error_max", 0),
-        cell(row, "tokens", 0),
-        cell(row, "original_tokens", 0)
-    );
-    (name, text)
-}
-
-fn flight(row: &Map<String, Value>) -> Option<(&'static str, String)> {
-    (!row.is_empty()).then(|| {
-        let text = format!(
-            "{} for {}; off by {} in the mean, {} at most",
-            cell(row, "in_flight", 2),
-            cell(row, "original_in_flight", 2),
-            cell(row, "in_flight_error_mean", 2),
-            cell(row, "in_flight_error_max", 0)
-        );
-        ("In flight, time average", text)
-    })
-}
-
-fn prefix(fidelity: &Fidelity) -> Vec<(&'static str, String)> {
-    let share = |row: &Map<String, Value>, column: &str| {
-        let value = row.get(column).and_then(Value::as_f64);
-        value.map(|v| format!("{:.1} %", v * 100.0))
-    };
-    let both = |name, column| {
-        let (new, base) = (
-            share(&fidelity.prefix, column),
-            share(&fidelity.original_prefix, column),
-        );
-        let is_known = new.is_some() || base.is_some();
-        let or_dash = |text: Option<String>| text.unwrap_or_else(|| "–".to_owned());
-        is_known.then(|| (name, format!("{} for {}", or_dash(new), or_dash(base))))
-    };
-    [
-        both("Prompt tokens from the cache", "cached_ratio"),
-        both("Blocks that an endless cache would hit", "ideal_hit_ratio"),
-    ]
-    .into_iter()
-    .flatten()
-    .collect()
-}
-
 fn gates(comparisons: &Comparisons) -> Block {
     let rows = comparisons.gates.iter().map(|gate| {
         let word = match gate.holds {
@@ -551,115 +401,4 @@ fn gates(comparisons: &Comparisons) -> Block {
         words: 3,
         ends_in_word: false,
     }
-}
-
-fn draw(block: &Block, is_markdown: bool) -> String {
-    match block {
-        Block::Title(text) if is_markdown => format!("## {text}\n\n"),
-        Block::Title(text) => format!("{text}\n{}\n", "═".repeat(text.chars().count().min(WIDTH))),
-        Block::Line(text) if is_markdown => format!("{}\n\n", text.trim_start()),
-        Block::Line(text) => format!("{text}\n"),
-        Block::Table {
-            heading,
-            header,
-            rows,
-            ..
-        } if is_markdown => {
-            let width = rows.iter().map(Vec::len).max().unwrap_or(header.len());
-            let mut header = header.clone();
-            header.resize(width, "");
-            let heading = match heading.as_str() {
-                "" => String::new(),
-                text => format!("### {text}\n\n"),
-            };
-            format!("{heading}{}\n\n", grid(&header, rows, true))
-        }
-        Block::Table {
-            heading,
-            header,
-            rows,
-            words,
-            ends_in_word,
-        } => {
-            let heading = match heading.as_str() {
-                "" => String::new(),
-                text => format!("\n{text}\n"),
-            };
-            let is_left = |column: usize, columns: usize| {
-                column < *words || (*ends_in_word && column + 1 == columns)
-            };
-            heading + &aligned(header, rows, is_left)
-        }
-    }
-}
-
-/// Columns two apart, with a rule below the header; what is too long for the line
-/// wraps under its own column.
-fn aligned(
-    header: &[&str],
-    rows: &[Vec<String>],
-    is_left: impl Fn(usize, usize) -> bool,
-) -> String {
-    let columns = rows.iter().map(Vec::len).max().unwrap_or(header.len());
-    let length = |text: &str| text.chars().count();
-    let width = |column: usize| {
-        let cells = rows.iter().filter_map(|row| row.get(column));
-        let longest = cells.map(|cell| length(cell)).max().unwrap_or(0);
-        longest.max(header.get(column).map_or(0, |h| length(h)))
-    };
-    let widths: Vec<usize> = (0..columns).map(width).collect();
-    let line = |cells: Vec<&str>| {
-        let mut text = String::from(" ");
-        for (column, cell) in cells.iter().enumerate() {
-            let cell: String = cell.chars().map(visible).collect();
-            let gap = " ".repeat(widths[column].saturating_sub(length(&cell)));
-            text.push(' ');
-            if is_left(column, columns) {
-                text.push_str(&format!("{cell}{gap} "));
-            } else {
-                text.push_str(&format!("{gap}{cell} "));
-            }
-        }
-        wrapped(text.trim_end(), &widths) + "\n"
-    };
-    let mut text = String::new();
-    if !header.is_empty() {
-        text.push_str(&line(header.to_vec()));
-        let ruled = 2 * columns + widths.iter().sum::<usize>();
-        text.push_str(&format!(
-            "  {}\n",
-            "─".repeat(ruled.saturating_sub(2).min(WIDTH - 2))
-        ));
-    }
-    for row in rows {
-        text.push_str(&line(row.iter().map(String::as_str).collect()));
-    }
-    text
-}
-
-/// Breaks `line` at spaces behind [`WIDTH`]; what follows stands below the last
-/// column.
-fn wrapped(line: &str, widths: &[usize]) -> String {
-    if line.chars().count() <= WIDTH {
-        return line.to_owned();
-    }
-    let (_, before) = widths.split_last().unwrap_or((&0, &[]));
-    let indent = (2 + before.iter().map(|w| w + 2).sum::<usize>()).min(WIDTH / 2);
-    let mut text = String::new();
-    let mut rest: Vec<char> = line.chars().collect();
-    while rest.len() > WIDTH {
-        let spaces = (indent + 1..=WIDTH).rev();
-        let cut = spaces.clone().find(|i| rest[*i] == ' ');
-        // A word longer than the line stays whole.
-        let Some(cut) = cut.or_else(|| (WIDTH..rest.len()).find(|i| rest[*i] == ' ')) else {
-            break;
-        };
-        let tail = rest.split_off(cut);
-        text.extend(rest);
-        text.push('\n');
-        rest = " ".repeat(indent).chars().collect();
-        rest.extend(tail.into_iter().skip(1));
-    }
-    text.extend(rest);
-    text
 }
