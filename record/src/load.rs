@@ -15,10 +15,9 @@ use tapedeck_run::dialogue::Sessions;
 use tapedeck_run::ending::{Ending, message};
 use tapedeck_run::harness::{Harness, Plan, Seeded};
 use tapedeck_run::manifest::{Described, rate_shape_json, timeouts_json};
+use tapedeck_run::options::{body_json, body_options, check_connections, check_places, timeouts};
 use tapedeck_run::output::{self, Outcome, content_hash};
-use tapedeck_run::requests::{
-    RequestBuilder, body_json, body_options, check_connections, check_places, timeouts,
-};
+use tapedeck_run::requests::RequestBuilder;
 use tapedeck_run::secrets::recorded_dialect;
 use tapedeck_run::server::Server;
 use tapedeck_run::signals;

@@ -13,8 +13,8 @@ use tapedeck_recording::manifest::Workload;
 use tapedeck_run::ending::Ending;
 use tapedeck_run::harness::{self, Harness, Seeded};
 use tapedeck_run::manifest::{Described, rate_shape_json, timeouts_json};
+use tapedeck_run::options::check_connections;
 use tapedeck_run::output::{self, content_hash};
-use tapedeck_run::requests::check_connections;
 use tapedeck_run::server::Server;
 
 use crate::bodies::{Maker, aimed, apis};

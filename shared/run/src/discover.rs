@@ -9,7 +9,8 @@ use url::Url;
 
 use crate::args::TargetArgs;
 use crate::http_client;
-use crate::requests::{further_headers, key_header, tls_options};
+use crate::options::tls_options;
+use crate::requests::{further_headers, key_header};
 
 /// The first model that `<origin>/v1/models` lists.
 ///

@@ -21,10 +21,10 @@ use tapedeck_recording::{
 use crate::args::{ConnectionArgs, OutputArgs};
 use crate::debug;
 use crate::manifest::{Described, attempts_json, describe};
+use crate::options;
 use crate::output::{Outcome, failure_text};
 use crate::phases::{Phases, WarmUp, as_ns};
 use crate::progress::Progress;
-use crate::requests;
 use crate::sampling::Sampling;
 use crate::server::Server;
 use crate::signals;
@@ -94,13 +94,13 @@ impl<'a> Harness<'a> {
         raise_open_files_limit();
         Ok(Self {
             server,
-            timeouts: requests::timeouts(connection),
-            attempts: requests::attempt_policy(&connection.attempts, seeded.seed),
-            workers: requests::workers(connection),
+            timeouts: options::timeouts(connection),
+            attempts: options::attempt_policy(&connection.attempts, seeded.seed),
+            workers: options::workers(connection),
             warm_connections: usize::from(connection.warm_connections),
             stop,
             writer: writer_options(output),
-            privacy: requests::privacy(&output.privacy, seeded.tokenizer_path)?,
+            privacy: options::privacy(&output.privacy, seeded.tokenizer_path)?,
             sampling,
             log: Log {
                 // Lines that come between would tear it apart.

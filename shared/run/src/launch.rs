@@ -22,7 +22,8 @@ use url::Url;
 
 use crate::args::TargetArgs;
 use crate::http_client;
-use crate::requests::{further_headers, key_header, tls_options};
+use crate::options::tls_options;
+use crate::requests::{further_headers, key_header};
 use crate::shell;
 
 pub use keeper::keep;

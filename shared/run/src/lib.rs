@@ -19,6 +19,7 @@ pub mod judge;
 pub mod launch;
 pub mod listen;
 pub mod manifest;
+pub mod options;
 pub mod output;
 pub mod phases;
 mod progress;

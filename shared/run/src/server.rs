@@ -12,7 +12,8 @@ use url::Url;
 
 use crate::args::{ServerMetricsArgs, TargetArgs};
 use crate::discover;
-use crate::requests::{endpoint, further_headers, tls_options};
+use crate::options::tls_options;
+use crate::requests::{endpoint, further_headers};
 use crate::sampling::Sampling;
 use crate::secrets::mask_url;
 use crate::server_metrics;

@@ -9,6 +9,8 @@
 
 pub mod arrivals;
 pub mod body;
+#[cfg(feature = "datasets")]
+mod columns;
 pub mod command;
 pub mod dataset;
 pub mod dialogue;

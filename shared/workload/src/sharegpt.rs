@@ -16,10 +16,10 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 
+use crate::columns::{Columns, read};
 use crate::dataset::{DatasetSpec, Gathered, Reason};
 use crate::error::WorkloadError;
 use crate::prompts::{Item, Prompt, Turn, assistant, user};
-use crate::table::{Columns, read};
 use crate::tokens::{Tokenizer, count, count_all};
 
 const MIN_TOKENS: u32 = 4;
