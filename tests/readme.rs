@@ -69,20 +69,50 @@ fn the_readme_names_the_test_command_that_ci_runs() {
 #[test]
 fn every_program_and_command_explains_itself() {
     for (name, commands) in [
-        ("record", &["load", "simulate"][..]),
+        (
+            "record",
+            &["load", "proxy", "simulate", "repair", "apis"][..],
+        ),
         (
             "analyze",
-            &["report", "query", "shell", "sql", "ls", "check"],
+            &[
+                "report", "compare", "query", "shell", "sql", "explain", "ls", "check",
+            ],
         ),
-        ("replay", &["run", "plan", "import"]),
+        ("replay", &["run", "plan", "import", "serve"]),
     ] {
         let help = run(name, ["--help"]).expect(0).stdout;
         for command in commands {
             assert!(help.contains(command), "{name} --help names {command}");
             let help = run(name, [command, "--help"]).expect(0).stdout;
             assert!(help.contains("Usage:"));
+            assert_eq!(unexplained(&help), Vec::<&str>::new(), "{name} {command}");
         }
     }
+}
+
+/// Flags of a command's `--help` with nothing behind them but their default.
+fn unexplained(help: &str) -> Vec<&str> {
+    // What is written about them stands further in.
+    let is_flag = |line: &&str| {
+        let text = line.trim_start();
+        text.starts_with('-') && line.len() - text.len() <= 6
+    };
+    let lines: Vec<&str> = help.lines().collect();
+    let flags = lines.iter().enumerate().filter(|(_, line)| is_flag(line));
+    let says_nothing = |&(index, line): &(usize, &&str)| {
+        let flag = line.trim_start();
+        // Text stands two columns behind the flag, or below it.
+        let beside = flag.split_once("  ").map_or("", |(_, text)| text);
+        let below = lines[index + 1..].iter().take_while(|next| !is_flag(next));
+        let first = std::iter::once(beside).chain(below.copied()).map(str::trim);
+        let first = first.into_iter().find(|text| !text.is_empty());
+        first.is_none_or(|text| text.starts_with('['))
+    };
+    flags
+        .filter(says_nothing)
+        .map(|(_, line)| line.trim())
+        .collect()
 }
 
 #[test]

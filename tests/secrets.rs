@@ -10,12 +10,12 @@ use arrow::ipc::writer::StreamWriter;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tapedeck_recording::reader::read_file;
-use tapedeck_recording::{Recording, Table};
+use tapedeck_recording::{ChunkKind, Outcome, Recording, ResponseRow, Table};
 
 use crate::support::mock_llm::replies::{SSE_HEAD, chat_delta, http_chunk, json, sse};
 use crate::support::mock_llm::{MockLlm, Received, Reply, Script, Step};
 use crate::support::programs::{Ran, program, run};
-use crate::support::proxy::{ProxyProcess, converse, post};
+use crate::support::proxy::{ProxyProcess, converse, post, rows};
 
 /// In every secret that is planted, and nowhere else.
 const CANARY: &str = "canary";
@@ -162,6 +162,32 @@ impl Places {
     }
 }
 
+/// Lengths, kinds and ends are there in every mode; bodies, payloads and texts of
+/// errors in no lesser one.
+fn judge_rows(name: &str, mode: &str, recording: &Path) {
+    let is_lesser = matches!(mode, "hashed" | "lengths");
+    let rows = rows(recording);
+    assert_eq!(rows.requests.len(), 4, "{name} {mode}");
+    for request in &rows.requests {
+        assert!(request.body_bytes > 0, "{name} {mode}");
+        assert_eq!(request.body.is_none(), is_lesser, "{name} {mode}");
+        let has_hash = request.body_hash.is_some();
+        assert_eq!(has_hash, mode != "lengths", "{name} {mode}");
+    }
+    let chunks = &rows.chunks.rows;
+    assert!(chunks.iter().any(|c| c.kind == ChunkKind::Content));
+    assert!(chunks.iter().all(|c| c.payload.is_none() == is_lesser));
+    let ends_in_stop = |r: &ResponseRow| r.finish_reason.as_deref() == Some("stop");
+    assert!(rows.responses.iter().any(ends_in_stop), "{name} {mode}");
+    let mut refusals = rows.responses.iter();
+    let refusal = refusals.find(|r| r.outcome == Outcome::HttpError);
+    let refusal = refusal.expect("a refusal");
+    if is_lesser {
+        assert_eq!(refusal.error.as_deref(), Some("http_error"));
+    }
+    assert_eq!(refusal.body.is_none(), is_lesser, "{name} {mode}");
+}
+
 fn wait_for(what: &str, mut is_there: impl FnMut() -> bool) {
     for _ in 0..500 {
         if is_there() {
@@ -208,10 +234,11 @@ fn record(name: &str, mode: &str, arguments: &[&str], mock: &MockLlm, out: &Path
     places.files(out);
     places.columns(out);
     places.judge(name, mode);
-    if !mode.starts_with('p') {
+    judge_rows(name, mode, out);
+    if mode == "full" {
         return;
     }
-    // What was redacted keeps the invariants and gives a report.
+    // What is left keeps the invariants and gives a report.
     run("analyze", ["check", out.to_str().unwrap()]).expect(0);
     let report = ["report", out.to_str().unwrap(), "--format", "json"];
     let report = run("analyze", report).expect(0);
@@ -322,5 +349,6 @@ fn the_proxy_keeps_no_secret_and_no_text_where_none_may_be() {
         let recording = ProxyProcess::recording(dir.path());
         places.columns(&recording);
         places.judge("proxy", mode);
+        judge_rows("proxy", mode, &recording);
     }
 }

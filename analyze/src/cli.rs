@@ -64,6 +64,7 @@ struct ReportArgs {
     /// Recordings, or folders of them
     #[arg(required = true, value_name = "RECORDING")]
     recordings: Vec<PathBuf>,
+    /// How it is written
     #[arg(long, value_enum, default_value = "table")]
     format: Format,
     /// Write to a file instead of stdout
@@ -72,10 +73,12 @@ struct ReportArgs {
     /// Bound on a metric of every request, for goodput; repeatable
     #[arg(long = "slo", value_name = "METRIC=VALUE", value_parser = parse_slo)]
     slos: Vec<Slo>,
-    /// Leave out requests sent in the first part of the run (500ms, 30s, 2m)
+    /// Leave out requests sent in the first part of the run (500ms, 30s, 2m; a bare number is
+    /// seconds); default: none
     #[arg(long, value_name = "DURATION", value_parser = parse_duration_ms)]
     warmup: Option<f64>,
-    /// Percentiles instead of the default ones (50,99.9)
+    /// Percentiles from 0 to 100, such as 50,99.9; default:
+    /// 1,5,10,25,50,66,75,80,90,95,98,99,99.9, of which text shows some
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = parse_percentile)]
     percentiles: Option<Vec<f64>>,
     /// The metrics in another tool's definitions: vllm, aiperf, evalscope…
@@ -99,6 +102,7 @@ struct CompareArgs {
     /// replay also 'schedule_error_ms.p99 > 1'
     #[arg(long = "fail-if", value_name = "CONDITION", value_parser = str::parse::<Gate>)]
     gates: Vec<Gate>,
+    /// How it is written
     #[arg(long, value_enum, default_value = "table")]
     format: Format,
     /// Write to a file instead of stdout
@@ -107,7 +111,8 @@ struct CompareArgs {
     /// Bound on a metric of every request, for goodput; repeatable
     #[arg(long = "slo", value_name = "METRIC=VALUE", value_parser = parse_slo)]
     slos: Vec<Slo>,
-    /// Leave out requests sent in the first part of each run (500ms, 30s, 2m)
+    /// Leave out requests sent in the first part of each run (500ms, 30s, 2m; a bare number is
+    /// seconds); default: none
     #[arg(long, value_name = "DURATION", value_parser = parse_duration_ms)]
     warmup: Option<f64>,
     /// Of the resampling behind intervals
@@ -151,6 +156,7 @@ struct QueryArgs {
     /// Recordings or folders of them, then one SQL query
     #[arg(required = true, num_args = 2.., value_names = ["RECORDING", "SQL"])]
     arguments: Vec<String>,
+    /// How it is written
     #[arg(long, value_enum, default_value = "table")]
     format: QueryFormat,
     /// Write to a file instead of stdout
@@ -169,6 +175,7 @@ struct ExplainArgs {
     /// Another attempt than the last one
     #[arg(long, value_name = "N")]
     attempt: Option<i32>,
+    /// How it is written
     #[arg(long, value_enum, default_value = "text")]
     format: ExplainFormat,
     /// Write to a file instead of stdout

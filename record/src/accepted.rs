@@ -121,17 +121,13 @@ impl AcceptedArgs {
 
 #[cfg(test)]
 mod tests {
-    use crate::cli::{Cli, Command};
-    use clap::Parser;
+    use crate::cli::load_args;
 
     #[test]
     fn each_flag_says_that_it_does_nothing_and_no_key() {
-        let line = "record load --url u --prompt p --trust-remote-code --save-result \
+        let line = "--url u --prompt p --trust-remote-code --save-result \
             --save-detailed --wandb-api-key secret --tasks_use_ray True --execute-mode Thread";
-        let cli = Cli::try_parse_from(line.split_whitespace()).unwrap();
-        let Command::Load(args) = cli.command else {
-            unreachable!()
-        };
+        let args = load_args(line.split_whitespace());
         let warnings = args.workload.accepted.warnings().join("\n");
         for flag in [
             "--trust-remote-code",

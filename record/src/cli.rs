@@ -348,18 +348,19 @@ pub struct SimulateArgs {
     /// ttft_ms=200&itl_ms=20&tokens=100&slots=64&seed=0.
     #[arg(long, value_name = "QUERY", default_value = "")]
     pub sim: String,
-    /// Time to first token of an idle server, ms.
+    /// Time to first token of an idle server, ms; default: 200.
     #[arg(long, value_name = "MS")]
     pub ttft_ms: Option<f64>,
-    /// Gap between tokens of an idle server, ms.
+    /// Gap between tokens of an idle server, ms; default: 20.
     #[arg(long, value_name = "MS")]
     pub itl_ms: Option<f64>,
-    /// Tokens of an answer.
+    /// Tokens of an answer that no request limits; default: 100.
     #[arg(long, value_name = "N")]
     pub tokens: Option<u32>,
-    /// Requests decoded together.
+    /// Requests decoded together; default: 64.
     #[arg(long, value_name = "N")]
     pub slots: Option<u32>,
+    /// Governs every draw: jitter, errors, lengths; default: 0.
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
 }
@@ -374,6 +375,16 @@ pub struct RepairArgs {
 pub struct ApisArgs {
     /// Print this one as the TOML file it is.
     pub name: Option<String>,
+}
+
+/// `record load` with these words, for tests of what flags lead to.
+#[cfg(test)]
+pub(crate) fn load_args<'a>(words: impl IntoIterator<Item = &'a str>) -> LoadArgs {
+    let line = ["record", "load"].into_iter().chain(words);
+    match Cli::try_parse_from(line).unwrap().command {
+        Command::Load(args) => *args,
+        _ => unreachable!(),
+    }
 }
 
 #[cfg(test)]
@@ -401,34 +412,25 @@ mod tests {
 
     #[test]
     fn names_of_other_tools_are_understood() {
-        let line = "record load --base-url http://x --backend openai-completions \
+        let line = "--base-url http://x --backend openai-completions \
             --request-rate 3 --num-prompts 7 --max-concurrency 2 --prompt p";
-        let cli = Cli::try_parse_from(line.split_whitespace()).unwrap();
-        let Command::Load(args) = cli.command else {
-            unreachable!()
-        };
+        let args = load_args(line.split_whitespace());
         assert_eq!(args.shape.number, [7]);
         assert_eq!(args.shape.parallel, [2]);
         assert_eq!(args.shape.rate, [3.0]);
         assert_eq!(args.api, Api::OpenAiCompletions);
-        let line = "record load --url u --dataset-name random --tokenizer t \
+        let line = "--url u --dataset-name random --tokenizer t \
             --random-input-len 3 --random-output-len 4 --random-range-ratio 0.5 --random-prefix-len 6";
-        let cli = Cli::try_parse_from(line.split_whitespace()).unwrap();
-        let Command::Load(args) = cli.command else {
-            unreachable!()
-        };
+        let args = load_args(line.split_whitespace());
         let random = args.workload.made;
         assert_eq!(random.input_tokens, Some(3));
         assert_eq!(random.output_tokens, Some(4));
         assert_eq!(random.random_range_ratio, Some(0.5));
         assert_eq!(random.prefix_length, Some(6));
         // llm.perf stops each client after its own time.
-        let line = "record load --url u --prompt p --no-test-connection --ramp-up-time 2 \
+        let line = "--url u --prompt p --no-test-connection --ramp-up-time 2 \
             --stop-time 3 --allow-repetitive-requests --warmup-num 4";
-        let cli = Cli::try_parse_from(line.split_whitespace()).unwrap();
-        let Command::Load(args) = cli.command else {
-            unreachable!()
-        };
+        let args = load_args(line.split_whitespace());
         let ShapeArgs {
             clients,
             warmup,

@@ -148,17 +148,11 @@ fn check_warmup(shape: &ShapeArgs, level: &Level) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::{Cli, Command, LoadArgs};
+    use crate::cli::{Cli, LoadArgs, load_args};
     use clap::Parser;
 
     fn load(line: &str) -> LoadArgs {
-        let words = ["record", "load"]
-            .into_iter()
-            .chain(line.split_whitespace());
-        match Cli::try_parse_from(words).unwrap().command {
-            Command::Load(args) => *args,
-            _ => unreachable!(),
-        }
+        load_args(line.split_whitespace())
     }
 
     #[test]

@@ -201,15 +201,11 @@ fn port_of(url: &str) -> Result<u16> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::{Cli, Command};
+    use crate::cli::{Cli, load_args};
     use clap::Parser;
 
     fn load(words: &[&str]) -> LoadArgs {
-        let words = ["record", "load", "--prompt", "p"].iter().chain(words);
-        match Cli::try_parse_from(words).unwrap().command {
-            Command::Load(args) => *args,
-            _ => unreachable!(),
-        }
+        load_args(["--prompt", "p"].iter().chain(words).copied())
     }
 
     fn resolved(words: &[&str]) -> (Launch, LoadArgs) {

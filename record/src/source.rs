@@ -334,17 +334,10 @@ fn is_random(dataset: Dataset) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::{Cli, Command};
-    use clap::Parser;
+    use crate::cli::load_args;
 
     fn load(line: &str) -> LoadArgs {
-        let words = ["record", "load", "--url", "u"]
-            .into_iter()
-            .chain(line.split_whitespace());
-        match Cli::try_parse_from(words).unwrap().command {
-            Command::Load(args) => *args,
-            _ => unreachable!(),
-        }
+        load_args(["--url", "u"].into_iter().chain(line.split_whitespace()))
     }
 
     #[test]

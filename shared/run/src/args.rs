@@ -89,27 +89,35 @@ pub struct BodyArgs {
     /// Do not ask for token usage on streams.
     #[arg(long)]
     pub no_usage: bool,
-    /// Longest output.
+    /// Longest output, tokens; default: the data set's limit, else the server's.
     #[arg(long, value_name = "N")]
     pub max_tokens: Option<u32>,
     /// Remove the output limit that the data set's bodies bring.
     #[arg(long)]
     pub ignore_max_tokens: bool,
+    /// Shortest output, tokens; this and what follows is the server's own where
+    /// it is not given.
     #[arg(long, value_name = "N")]
     pub min_tokens: Option<u32>,
     /// Generate to the limit (vLLM, SGLang, llama.cpp).
     #[arg(long)]
     pub ignore_eos: bool,
+    /// Sampling temperature; 0 always takes the likeliest token.
     #[arg(long, value_name = "T")]
     pub temperature: Option<f64>,
+    /// Sample from the likeliest tokens whose shares make up this one, from 0 to 1.
     #[arg(long, value_name = "P")]
     pub top_p: Option<f64>,
+    /// Sample from so many of the likeliest tokens.
     #[arg(long, value_name = "K")]
     pub top_k: Option<i64>,
+    /// Against tokens by how often they came, from -2 to 2.
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     pub frequency_penalty: Option<f64>,
+    /// Against tokens that came at all, from -2 to 2.
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     pub presence_penalty: Option<f64>,
+    /// Divides the odds of tokens that came, above 0; 1 changes nothing (vLLM, SGLang, TGI).
     #[arg(long, value_name = "X")]
     pub repetition_penalty: Option<f64>,
     /// Choices per request.
