@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Executes the notebook on a recording made here, as CI does.
+# Executes the notebooks on a recording made here and a replay of it, as CI does.
 #
 # The Python environment lives outside the clone, in $TAPEDECK_VENV, and is made
 # again only when requirements.txt changes.
@@ -20,10 +20,15 @@ programs="$CARGO_TARGET_DIR/debug"
 scratch="$(mktemp --directory)"
 trap 'rm -rf "$scratch"' EXIT
 "$programs/record" load --url 'sim:?ttft_ms=20&itl_ms=2&tokens=20' --prompt 'Tell me a story.' \
-  --number 100 --parallel 8 --no-report --json --out "$scratch/recording" > /dev/null
+  --number 300 --rate 100 --no-report --json --out "$scratch/recording" > /dev/null
+"$programs/replay" run "$scratch/recording" --url 'sim:?ttft_ms=20&itl_ms=3&tokens=20' \
+  --no-report --json --out "$scratch/new" > /dev/null
 
-export TAPEDECK_RECORDING="$scratch/recording" TAPEDECK_ANALYZE="$programs/analyze"
+export TAPEDECK_RECORDING="$scratch/recording" TAPEDECK_NEW="$scratch/new"
+export TAPEDECK_ANALYZE="$programs/analyze"
 export JUPYTER_RUNTIME_DIR="$scratch"
 # Fonts are searched once per configuration folder, which takes seconds.
 export MPLCONFIGDIR="$venv/matplotlib" MPLBACKEND=module://matplotlib_inline.backend_inline
-"$venv/bin/python" execute.py first_look.ipynb
+for notebook in *.ipynb; do
+  "$venv/bin/python" execute.py "$notebook"
+done
