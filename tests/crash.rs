@@ -11,11 +11,12 @@ use std::time::Duration;
 
 use tapedeck_clock::monotonic_ns;
 use tapedeck_recording::reader::read_file;
-use tapedeck_recording::{ChunkKind, EventBatch, Recording, Table};
+use tapedeck_recording::{ChunkKind, Recording, Table};
 
 use crate::support::mock_llm::replies::Stream;
 use crate::support::mock_llm::{MockLlm, Script, Served};
 use crate::support::programs::{program, run};
+use crate::support::recording::events;
 
 /// What DESIGN promises: older than this is on the disk.
 const PROMISED_NS: i64 = 1_000_000_000;
@@ -67,10 +68,7 @@ fn number_of(body: &[u8]) -> usize {
 /// Rows of a recording by the number in the request's body: how many content
 /// chunks, and whether there is a response.
 fn recorded(recording: &Recording) -> BTreeMap<usize, (usize, bool)> {
-    let mut events = EventBatch::default();
-    for table in Table::ALL {
-        events.append(&mut recording.rows(table).unwrap());
-    }
+    let events = events(recording);
     let mut keys = BTreeSet::new();
     for chunk in &events.chunks.rows {
         let is_new = keys.insert((chunk.request_id, chunk.attempt, chunk.chunk_index));

@@ -8,7 +8,7 @@ use tapedeck_analyze::{Format, Parameters, ReportOptions, Session, report};
 use tapedeck_recording::manifest::{Manifest, State};
 use tapedeck_recording::{ChunkKind, EventBatch, Recording};
 
-use crate::support::recording::{self, MS, chunk, request, response};
+use crate::support::recording::{self, MS, chunk, edit_manifest, request, response};
 
 /// Enough chunks for a file to be worth it.
 const REQUESTS: i64 = 170;
@@ -47,12 +47,6 @@ fn json(path: &Path) -> String {
     let report = report(&paths, &options);
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(report).unwrap().render(Format::Json)
-}
-
-fn edit_manifest(path: &Path, edit: impl FnOnce(&mut Manifest)) {
-    let mut manifest = Manifest::load(path).unwrap();
-    edit(&mut manifest);
-    manifest.store(path).unwrap();
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use tapedeck_recording::{ChunkKind, EventBatch, Recording, Table};
+use tapedeck_recording::{ChunkKind, Recording};
 use tapedeck_wire::dialect::{Api, Framing};
 
 use crate::support::dialects::{self, Case, Fixture, PROMPT};
@@ -14,17 +14,10 @@ use crate::support::mock_llm::replies::{LAST_CHUNK, http_chunk};
 use crate::support::mock_llm::{MockLlm, Script, Step};
 use crate::support::programs::{program, run, run_line};
 use crate::support::proxy::ProxyProcess;
+use crate::support::recording::events;
 
 /// Requests of each case.
 const REQUESTS: usize = 2;
-
-fn events(recording: &Recording) -> EventBatch {
-    let mut events = EventBatch::default();
-    for table in Table::ALL {
-        events.append(&mut recording.rows(table).unwrap());
-    }
-    events
-}
 
 fn load(api: &str, url: &str, flags: &str, out: &Path) {
     let mut command = program("record");

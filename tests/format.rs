@@ -4,10 +4,10 @@
 use std::path::{Path, PathBuf};
 
 use tapedeck_recording::manifest::State;
-use tapedeck_recording::{ChunkKind, EventBatch, Recording, SegmentLimits, Table, Writer};
+use tapedeck_recording::{ChunkKind, EventBatch, Recording, SegmentLimits, Writer};
 
 use crate::support::programs::run;
-use crate::support::recording::{MS, chunk, manifest, request, response};
+use crate::support::recording::{MS, chunk, events, manifest, request, response};
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/format-1")).join(name)
@@ -87,10 +87,7 @@ fn assert_rows(recording: &Recording) {
         expected.append(&mut exchange(id));
     }
     expected.responses.pop();
-    let mut found = EventBatch::default();
-    for table in Table::ALL {
-        found.append(&mut recording.rows(table).unwrap());
-    }
+    let found = events(recording);
     assert_eq!(found.requests, expected.requests);
     assert_eq!(found.responses, expected.responses);
     assert_eq!(found.chunks, expected.chunks);

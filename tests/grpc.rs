@@ -11,7 +11,7 @@ use std::time::Duration;
 use futures::Stream;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tapedeck_recording::event::TimestampSource;
-use tapedeck_recording::{EventBatch, Recording, Table};
+use tapedeck_recording::{EventBatch, Recording};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
@@ -21,6 +21,7 @@ use tonic::codegen::Service;
 use tonic::{Request, Response, Status};
 
 use crate::support::programs::{Ran, run, run_line};
+use crate::support::recording::events;
 
 #[allow(
     clippy::all,
@@ -305,10 +306,7 @@ fn load(api: &str, url: &str, further: &str, out: &Path) -> Ran {
 
 fn recorded(path: &Path) -> (EventBatch, i64) {
     let recording = Recording::open(path).unwrap();
-    let mut events = EventBatch::default();
-    for table in Table::ALL {
-        events.append(&mut recording.rows(table).unwrap());
-    }
+    let mut events = events(&recording);
     events.requests.sort_by_key(|row| row.request_id);
     events.responses.sort_by_key(|row| row.request_id);
     (events, recording.manifest.monotonic_start_ns)

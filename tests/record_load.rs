@@ -13,14 +13,7 @@ use tapedeck_recording::{ChunkKind, ChunkRow, EventBatch, Outcome, Phase, Record
 use crate::support::mock_llm::replies::Stream;
 use crate::support::mock_llm::{MockLlm, Reply, Script, Served, Step};
 use crate::support::programs::{program, run, run_line};
-
-fn events(recording: &Recording) -> EventBatch {
-    let mut events = EventBatch::default();
-    for table in Table::ALL {
-        events.append(&mut recording.rows(table).unwrap());
-    }
-    events
-}
+use crate::support::recording::events;
 
 /// Bodies that say which request they are, one a line.
 fn numbered_bodies(dir: &Path, count: usize) -> std::path::PathBuf {

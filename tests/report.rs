@@ -11,7 +11,7 @@ use tapedeck_recording::manifest::{Manifest, State};
 use tapedeck_recording::{ChunkKind, EventBatch, Outcome, Phase, Recording};
 
 use crate::support::programs::run;
-use crate::support::recording::{self, MS, chunk, request, response};
+use crate::support::recording::{self, MS, chunk, edit_manifest, request, response};
 
 fn block_on<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Runtime::new().unwrap().block_on(future)
@@ -53,12 +53,6 @@ fn findings(path: &Path) -> Vec<Broken> {
 }
 
 /// Changes the manifest of `path` behind the recorder's back.
-fn edit_manifest(path: &Path, edit: impl FnOnce(&mut Manifest)) {
-    let mut manifest = Manifest::load(path).unwrap();
-    edit(&mut manifest);
-    manifest.store(path).unwrap();
-}
-
 #[test]
 fn the_json_report_has_the_published_shape() {
     let dir = tempfile::tempdir().unwrap();

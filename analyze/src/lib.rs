@@ -3,9 +3,9 @@
 //! Every number is defined in a file under `sql/`; nothing here computes one.
 //! Reading order: [`models`] (the definitions, their headers), [`parameters`]
 //! (what a user chooses), `functions` (what SQL lacks), [`session`] (recordings →
-//! tables and views), `derived` (what is computed once), `sealed` (whether files are
+//! tables and views; `rows`: structs ↔ tables), `derived` (what is computed once), `sealed` (whether files are
 //! what was sealed), [`distribution`] (percentiles in little memory), [`shell`] (one question
-//! after the other), [`report`] (rows → report), [`render`] (report → text),
+//! after the other), [`report`] (rows → report), [`render`] (report → text), [`output`] (rows → files),
 //! [`check`] (invariants), [`peer`] (other tools' definitions), [`explain`] (one
 //! request), [`compare`] (one side against another), `listing` (what lies below a folder), [`cli`].
 

@@ -4,6 +4,9 @@
 //! [`cli`], [`shape`] and [`workload`] are what the user typed, [`config`] and
 //! [`source`] what it means, [`arrivals`] what is sent when, [`load`] the run;
 //! [`local`] launches the server to be loaded, once for each cell of a [`matrix`].
+//! `find_max` searches for the highest load: `search` decides which level is tried
+//! next. Of the proxy, `rotation` and `retention` are about its recordings,
+//! `upstreams` about the servers behind it.
 
 pub mod accepted;
 mod apis;

@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use tapedeck_recording::{EventBatch, Recording, Table};
+use tapedeck_recording::{EventBatch, Recording};
 
 use super::programs::{Ran, program, run};
+use super::recording::events;
 
 /// A running `record proxy`. Killed when it is dropped without [`Self::stop`].
 pub struct ProxyProcess {
@@ -136,11 +137,7 @@ pub fn address(stderr: &mut impl BufRead, said: &mut String, start: &str) -> Soc
 
 /// Every table of a recording.
 pub fn rows(path: &Path) -> EventBatch {
-    let recording = Recording::open(path).unwrap();
-    let mut events = EventBatch::default();
-    for table in Table::ALL {
-        events.append(&mut recording.rows(table).unwrap());
-    }
+    let mut events = events(&Recording::open(path).unwrap());
     // Workers hand their rows over when they like.
     events.requests.sort_by_key(|r| (r.request_id, r.attempt));
     events.responses.sort_by_key(|r| (r.request_id, r.attempt));

@@ -1,12 +1,12 @@
-//! Recordings from literal rows.
+//! Recordings from literal rows, and the rows of recordings.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use tapedeck_recording::manifest::Manifest;
 use tapedeck_recording::{
-    ChunkKind, ChunkRow, EventBatch, Outcome, RequestRow, ResponseRow, SegmentLimits,
-    TimestampSource, Writer,
+    ChunkKind, ChunkRow, EventBatch, Outcome, Recording, RequestRow, ResponseRow, SegmentLimits,
+    Table, TimestampSource, Writer,
 };
 
 pub(crate) const MS: i64 = 1_000_000;
@@ -69,6 +69,22 @@ pub(crate) fn response(
         chunk_count,
         ..ResponseRow::blank(request_id, Outcome::Ok)
     }
+}
+
+/// Every row of every table.
+pub(crate) fn events(recording: &Recording) -> EventBatch {
+    let mut events = EventBatch::default();
+    for table in Table::ALL {
+        events.append(&mut recording.rows(table).unwrap());
+    }
+    events
+}
+
+/// Changes the manifest of the recording `path`.
+pub(crate) fn edit_manifest(path: &Path, edit: impl FnOnce(&mut Manifest)) {
+    let mut manifest = Manifest::load(path).unwrap();
+    edit(&mut manifest);
+    manifest.store(path).unwrap();
 }
 
 /// Writes `batches` as the recording `dir` in segments of at most `rows` rows.

@@ -2,7 +2,11 @@
 //! the run around the pacer, from an empty folder to the closing report.
 //!
 //! A program brings arrivals and a description; [`harness::Harness::record`]
-//! makes a recording of them.
+//! makes a recording of them. Reading order: [`args`] (what the user typed),
+//! [`options`] (what it means), [`server`] and [`requests`] (where requests go),
+//! [`harness`], [`phases`] and [`sampling`] (the run), [`output`] (where it is kept
+//! and what is printed at the end). Beside them: [`launch`] (a server of our own),
+//! [`hub`] (files by name), [`secrets`] (what must reach no recording).
 
 pub mod args;
 mod debug;

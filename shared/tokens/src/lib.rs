@@ -98,12 +98,6 @@ impl Tokenizer {
             .map_err(|e| TokenizerError::Decode(e.to_string()))
     }
 
-    /// Size of the vocabulary, tokens added to the model's own included.
-    #[must_use]
-    pub fn vocabulary_size(&self) -> usize {
-        self.inner.get_vocab_size(true)
-    }
-
     /// Ids of ordinary tokens, ascending: neither special nor added.
     #[must_use]
     pub fn ordinary_tokens(&self) -> Vec<u32> {

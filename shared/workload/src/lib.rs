@@ -6,6 +6,11 @@
 //! out. Data sets that need Polars or a tokenizer come with the feature
 //! `datasets`; without it they are an error that says so. A prompt with turns is
 //! the beginning of a conversation, which a [`dialogue::Dialogue`] carries on.
+//!
+//! A file's way: `files` (gzip, lines), `records` (JSON records), `columns` (their
+//! texts), then the data set (`table`, `sharegpt`, …), then `lengths` and
+//! [`shaping`], and [`body`]. Other people's arrivals are in [`trace`], our own in
+//! [`arrivals`] and [`rates`].
 
 pub mod arrivals;
 pub mod body;
