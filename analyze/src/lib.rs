@@ -5,7 +5,7 @@
 //! (what a user chooses), `functions` (what SQL lacks), [`session`] (recordings →
 //! tables and views; `rows`: structs ↔ tables), `derived` (what is computed once), `sealed` (whether files are
 //! what was sealed), [`distribution`] (percentiles in little memory), [`shell`] (one question
-//! after the other), [`report`] (rows → report), [`render`] (report → text), [`output`] (rows → files),
+//! after the other), [`mod@report`] (rows → report), [`render`] (report → text), [`output`] (rows → files),
 //! [`check`] (invariants), [`peer`] (other tools' definitions), [`explain`] (one
 //! request), [`compare`] (one side against another), `listing` (what lies below a folder), [`cli`].
 

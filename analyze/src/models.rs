@@ -5,7 +5,7 @@
 //! `-- Key: text` (a profile of another tool has its definitions there), then one
 //! line per column with name, type, unit, polarity and meaning. A file that calls
 //! our functions says `-- requires: tapedeck` as well. The same lines feed
-//! the schema test, [`reference`] (METRICS.md) and the direction of an SLO.
+//! the schema test, [`reference()`] (METRICS.md) and the direction of an SLO.
 //! Path order is dependency order: a file reads only recorded tables, tables of
 //! the session and views of earlier files.
 
