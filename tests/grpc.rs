@@ -306,10 +306,7 @@ fn load(api: &str, url: &str, further: &str, out: &Path) -> Ran {
 
 fn recorded(path: &Path) -> (EventBatch, i64) {
     let recording = Recording::open(path).unwrap();
-    let mut events = events(&recording);
-    events.requests.sort_by_key(|row| row.request_id);
-    events.responses.sort_by_key(|row| row.request_id);
-    (events, recording.manifest.monotonic_start_ns)
+    (events(&recording), recording.manifest.monotonic_start_ns)
 }
 
 /// Chunks of a request in the words `content 1`, and their arrivals, ns.

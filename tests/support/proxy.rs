@@ -137,11 +137,7 @@ pub fn address(stderr: &mut impl BufRead, said: &mut String, start: &str) -> Soc
 
 /// Every table of a recording.
 pub fn rows(path: &Path) -> EventBatch {
-    let mut events = events(&Recording::open(path).unwrap());
-    // Workers hand their rows over when they like.
-    events.requests.sort_by_key(|r| (r.request_id, r.attempt));
-    events.responses.sort_by_key(|r| (r.request_id, r.attempt));
-    events
+    events(&Recording::open(path).unwrap())
 }
 
 /// How an answer ended for the client.

@@ -71,12 +71,15 @@ pub(crate) fn response(
     }
 }
 
-/// Every row of every table.
+/// Every row of every table; requests and responses in the order of their key.
 pub(crate) fn events(recording: &Recording) -> EventBatch {
     let mut events = EventBatch::default();
     for table in Table::ALL {
         events.append(&mut recording.rows(table).unwrap());
     }
+    // Workers hand their rows over when they like.
+    events.requests.sort_by_key(|r| (r.request_id, r.attempt));
+    events.responses.sort_by_key(|r| (r.request_id, r.attempt));
     events
 }
 
