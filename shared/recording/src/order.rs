@@ -6,9 +6,8 @@ use arrow::error::ArrowError;
 
 use crate::schema::Table;
 
-/// Rows handed to the encoder at once: the copy that sorting makes is no larger, and
-/// is still in the cache when it is encoded.
-const SLICE_ROWS: usize = 1 << 13;
+/// Rows handed to the encoder at once: the copy that sorting makes is no larger.
+const SLICE_ROWS: usize = 1 << 15;
 
 pub(crate) type Slices<'a> = Box<dyn Iterator<Item = Result<RecordBatch, ArrowError>> + 'a>;
 
