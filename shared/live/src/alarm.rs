@@ -94,6 +94,15 @@ impl Alarm {
 
     /// Sleeps until `t_ns`, or the end of the run. Waking takes its time: see [`Lead`].
     pub(crate) async fn sleep_until(&self, t_ns: i64) {
+        self.wait_until(t_ns, || self.is_over.get()).await;
+    }
+
+    /// Sleeps until `t_ns`, whatever the run does.
+    pub(crate) async fn sleep_through_until(&self, t_ns: i64) {
+        self.wait_until(t_ns, || false).await;
+    }
+
+    async fn wait_until(&self, t_ns: i64, is_over: impl Fn() -> bool) {
         let number = self.next_number.get();
         self.next_number.set(number + 1);
         let place = WaitingPlace {
@@ -101,7 +110,7 @@ impl Alarm {
             place: (t_ns, number),
         };
         poll_fn(|cx| {
-            if self.is_over.get() || self.clock.now_ns() >= t_ns {
+            if is_over() || self.clock.now_ns() >= t_ns {
                 return Poll::Ready(());
             }
             let waker = cx.waker().clone();

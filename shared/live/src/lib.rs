@@ -32,11 +32,21 @@
 //!   that comes alone costs one `recvmsg` and its share of an `epoll_wait`.
 //! - **Interpretation runs in the worker, after the stamp.** An envelope seen before
 //!   is compared, not parsed, which costs less than handing the bytes to somebody.
+//! - **No timer of tokio's in a worker**: each time the worker went to sleep its driver
+//!   would read the clock, take a lock and have the kernel arm a timer of its own.
 //! - **Rows travel in batches of 256**, a mutex and a wake-up each, and the emptied
 //!   batches come back: they would be grown from nothing and their pages faulted in
-//!   again each time. Writer: 1,891 → 1,255.
-//! - **Most of the rest is Parquet's**: the sealer's thread comes to 4,600 with small
-//!   segments, a quarter of it prefix sharing; zstd is 100.
+//!   again each time. Writer: 1,891 → 1,255. Rows become columns where they lie and are
+//!   not gathered first: 1,057 → 858.
+//! - **The sealer orders runs, not rows**: a commit is sorted already. Sealer: 3,832 →
+//!   3,416, of which prefix sharing is 1,100 and zstd 75.
+//!
+//! With one write a chunk the kernel has the larger part of it, and the bare reader
+//! the same (`perf record`, µs a chunk, worker / bare reader): receive 1.55 / 1.40, the
+//! acknowledgement that the receive sends 2.07 / 2.01, `epoll_wait` 0.64 / 0.68. Half of
+//! those acknowledgements could be saved (`TCP_QUICKACK` off); a server that waits for
+//! them before it writes on (Nagle) would then seem slow, so they are not. What the
+//! worker adds is user space, 1.2 µs for 2,800 instructions: cold caches.
 
 mod alarm;
 pub mod arrival;

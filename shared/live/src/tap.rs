@@ -273,6 +273,9 @@ pub struct Tap {
     stream: TcpStream,
     context: Rc<TapContext>,
     state: Rc<TapState>,
+    /// Whether to ask for readiness before the next receive: not after a wake-up,
+    /// which says as much.
+    ask_first: bool,
 }
 
 impl Tap {
@@ -285,6 +288,7 @@ impl Tap {
             stream,
             context,
             state,
+            ask_first: true,
         }
     }
 }
@@ -372,7 +376,12 @@ impl AsyncRead for Tap {
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         loop {
-            ready!(this.stream.poll_read_ready(cx))?;
+            if this.ask_first {
+                let asked = this.stream.poll_read_ready(cx);
+                this.ask_first = asked.is_ready();
+                ready!(asked)?;
+            }
+            this.ask_first = true;
             let mut received = None;
             let room = buf.initialize_unfilled();
             let result = this.stream.try_io(Interest::READABLE, || {

@@ -165,7 +165,9 @@ impl Worker {
         if self.batch.borrow().is_empty() {
             return;
         }
-        let mut batch = self.batch.replace(self.sink.spare());
+        let mut next = self.sink.spare();
+        next.chunks.reserve_for(&self.batch.borrow().chunks);
+        let mut batch = self.batch.replace(next);
         self.body_bytes.set(0);
         self.privacy.batch(&mut batch);
         // A writer that has stopped reports its own error; the engine sees
@@ -217,16 +219,8 @@ impl Worker {
     /// to be sent.
     pub(crate) async fn pause(&self, wait: Duration) -> bool {
         let until_ns = self.clock.now_ns().saturating_add(as_ns(wait));
-        loop {
-            if self.is_ending() {
-                return false;
-            }
-            let left_ns = until_ns - self.clock.now_ns();
-            let Ok(left_ns @ 1..) = u64::try_from(left_ns) else {
-                return true;
-            };
-            tokio::time::sleep(Duration::from_nanos(left_ns).min(TICK)).await;
-        }
+        self.alarm.sleep_until(until_ns).await;
+        !self.is_ending()
     }
 
     /// A watch that ends what it guards after `Timeouts::total`, or when the run
@@ -356,9 +350,10 @@ pub(crate) fn run_worker(
     warm_up: WarmUp,
     mut assignments: mpsc::Receiver<Assignment>,
 ) -> std::io::Result<()> {
+    // Without tokio's timer: it would read the clock, take a lock and arm a timer of
+    // the kernel each time the worker goes to sleep. See [`Alarm`].
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
-        .enable_time()
         .build_local(LocalOptions::default())?;
     let alarm = {
         let _entered = runtime.enter();
@@ -434,7 +429,8 @@ fn pass_panic_on(ended: Result<(), JoinError>) {
 
 async fn tick(worker: Rc<Worker>, stop: Arc<Stop>) {
     loop {
-        tokio::time::sleep(TICK).await;
+        let next_ns = worker.clock.now_ns() + as_ns(TICK);
+        worker.alarm.sleep_through_until(next_ns).await;
         worker.check_watches(stop.level() == StopLevel::Now);
         worker.flush();
         if worker.is_ending() {

@@ -22,15 +22,19 @@ use crate::schema::{Table, block_run_fields};
 /// one word for a whole recording ([`with_recording_id`] adds it). Chunks come
 /// out sorted by (`request_id`, `attempt`, `chunk_index`); all other tables in
 /// event order.
-pub fn to_batch(table: Table, events: &EventBatch) -> Result<RecordBatch, ArrowError> {
+pub fn to_batch(table: Table, events: &[EventBatch]) -> Result<RecordBatch, ArrowError> {
     let columns = match table {
-        Table::Requests => request_columns(&events.requests),
-        Table::Chunks => chunk_columns(&events.chunks),
-        Table::Responses => response_columns(&events.responses),
-        Table::Samples => sample_columns(&events.samples),
-        Table::Marks => mark_columns(&events.marks),
+        Table::Requests => request_columns(&all(events, |e| &e.requests)),
+        Table::Chunks => chunk_columns(events),
+        Table::Responses => response_columns(&all(events, |e| &e.responses)),
+        Table::Samples => sample_columns(&all(events, |e| &e.samples)),
+        Table::Marks => mark_columns(&all(events, |e| &e.marks)),
     };
     RecordBatch::try_new(table.row_schema(), columns)
+}
+
+fn all<T>(events: &[EventBatch], rows: impl Fn(&EventBatch) -> &Vec<T>) -> Vec<&T> {
+    events.iter().flat_map(rows).collect()
 }
 
 /// `batch`, rows of `table` without `recording_id`, with that column in front.
@@ -133,7 +137,7 @@ fn maps<'a, T>(rows: &'a [T], get: impl Fn(&'a T) -> Option<&'a Pairs>) -> Array
     Arc::new(builder.finish())
 }
 
-fn block_runs(rows: &[RequestRow]) -> ArrayRef {
+fn block_runs(rows: &[&RequestRow]) -> ArrayRef {
     let fields = block_run_fields();
     let values = StructBuilder::new(
         fields.clone(),
@@ -157,7 +161,7 @@ fn block_runs(rows: &[RequestRow]) -> ArrayRef {
     Arc::new(builder.finish())
 }
 
-fn request_columns(rows: &[RequestRow]) -> Vec<ArrayRef> {
+fn request_columns(rows: &[&RequestRow]) -> Vec<ArrayRef> {
     vec![
         i64s(rows, |r| r.request_id),
         i32s(rows, |r| r.attempt),
@@ -198,29 +202,39 @@ fn request_columns(rows: &[RequestRow]) -> Vec<ArrayRef> {
     ]
 }
 
-fn chunk_columns(chunks: &ChunkRows) -> Vec<ArrayRef> {
-    let mut rows: Vec<&ChunkRow> = chunks.rows.iter().collect();
-    rows.sort_by_key(|r| (r.request_id, r.attempt, r.chunk_index));
+/// A row, and the rows that it came with, which hold its payload.
+struct Placed<'a> {
+    row: &'a ChunkRow,
+    among: &'a ChunkRows,
+}
+
+fn placed(among: &ChunkRows) -> impl Iterator<Item = Placed<'_>> {
+    among.rows.iter().map(move |row| Placed { row, among })
+}
+
+fn chunk_columns(events: &[EventBatch]) -> Vec<ArrayRef> {
+    let mut rows: Vec<_> = events.iter().flat_map(|e| placed(&e.chunks)).collect();
+    rows.sort_by_key(|Placed { row, .. }| (row.request_id, row.attempt, row.chunk_index));
     let rows = rows.as_slice();
     vec![
-        i64s(rows, |r| r.request_id),
-        i32s(rows, |r| r.attempt),
-        i32s(rows, |r| r.chunk_index),
-        i32s(rows, |r| r.read_index),
-        opt_i32s(rows, |r| r.choice_index),
-        i64s(rows, |r| r.t_ns),
-        i64s(rows, |r| r.t_seen_ns),
-        opt_i64s(rows, |r| r.t_forwarded_ns),
-        strs(rows, |r| r.kind.as_str()),
-        opt_strs(rows, |r| r.event.as_ref()),
-        opt_strs(rows, |r| r.event_id.as_ref()),
-        opt_i32s(rows, |r| r.tokens),
-        i64s(rows, |r| r.bytes),
-        opt_bytes(rows, |r| chunks.payload(r)),
+        i64s(rows, |r| r.row.request_id),
+        i32s(rows, |r| r.row.attempt),
+        i32s(rows, |r| r.row.chunk_index),
+        i32s(rows, |r| r.row.read_index),
+        opt_i32s(rows, |r| r.row.choice_index),
+        i64s(rows, |r| r.row.t_ns),
+        i64s(rows, |r| r.row.t_seen_ns),
+        opt_i64s(rows, |r| r.row.t_forwarded_ns),
+        strs(rows, |r| r.row.kind.as_str()),
+        opt_strs(rows, |r| r.row.event.as_ref()),
+        opt_strs(rows, |r| r.row.event_id.as_ref()),
+        opt_i32s(rows, |r| r.row.tokens),
+        i64s(rows, |r| r.row.bytes),
+        opt_bytes(rows, |r| r.among.payload(r.row)),
     ]
 }
 
-fn response_columns(rows: &[ResponseRow]) -> Vec<ArrayRef> {
+fn response_columns(rows: &[&ResponseRow]) -> Vec<ArrayRef> {
     vec![
         i64s(rows, |r| r.request_id),
         i32s(rows, |r| r.attempt),
@@ -246,7 +260,7 @@ fn response_columns(rows: &[ResponseRow]) -> Vec<ArrayRef> {
     ]
 }
 
-fn sample_columns(rows: &[SampleRow]) -> Vec<ArrayRef> {
+fn sample_columns(rows: &[&SampleRow]) -> Vec<ArrayRef> {
     vec![
         i64s(rows, |r| r.t_ns),
         strs(rows, |r| &r.source),
@@ -256,7 +270,7 @@ fn sample_columns(rows: &[SampleRow]) -> Vec<ArrayRef> {
     ]
 }
 
-fn mark_columns(rows: &[MarkRow]) -> Vec<ArrayRef> {
+fn mark_columns(rows: &[&MarkRow]) -> Vec<ArrayRef> {
     vec![
         i64s(rows, |r| r.t_ns),
         strs(rows, |r| &r.name),

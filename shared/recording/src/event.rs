@@ -172,6 +172,14 @@ impl ChunkRows {
             .map(|(offset, len)| &self.payloads[offset as usize..(offset + len) as usize])
     }
 
+    /// Makes room for as much as `other` holds and a little more, so that a batch like
+    /// it is not copied each time it grows.
+    pub fn reserve_for(&mut self, other: &Self) {
+        let bytes = other.payloads.len();
+        self.rows.reserve(other.rows.len());
+        self.payloads.reserve(bytes + bytes / 8);
+    }
+
     /// Moves all rows of `other` behind those of `self`.
     pub fn append(&mut self, other: &mut Self) {
         let shift = self.payloads.len() as u32;

@@ -24,6 +24,7 @@ mod frame;
 mod lag;
 mod lock;
 pub mod manifest;
+mod order;
 pub mod privacy;
 mod queue;
 pub mod reader;

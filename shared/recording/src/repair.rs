@@ -170,7 +170,7 @@ fn close(recording: &Recording, manifest: &mut Manifest) -> Result<RecoveredCoun
         path: recording.dir.join(cut.file(Table::Marks)),
         source,
     };
-    let batch = to_batch(Table::Marks, &events).map_err(arrow_error)?;
+    let batch = to_batch(Table::Marks, &[events]).map_err(arrow_error)?;
     rows.push(Table::Marks, batch).map_err(arrow_error)?;
     seal_rows(recording, cut, &rows, Tables::All, manifest)?;
     Ok(counts)

@@ -5,8 +5,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use arrow::array::{AsArray, RecordBatch};
-use arrow::compute::{concat_batches, interleave_record_batch, max, min};
-use arrow::datatypes::{Int32Type, Int64Type};
+use arrow::compute::{concat_batches, max, min};
+use arrow::datatypes::Int64Type;
 use arrow::error::ArrowError;
 use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, Encoding, ZstdLevel};
@@ -18,6 +18,7 @@ use parquet::schema::types::ColumnPath;
 use crate::columns::with_recording_id;
 use crate::files::{self, Pending};
 use crate::manifest::SegmentFile;
+use crate::order::sorted;
 use crate::schema::{
     FOOTER_FORMAT_VERSION, FOOTER_RECORDING_ID, FORMAT_VERSION, RECORDING_ID, Table,
 };
@@ -186,9 +187,6 @@ pub fn seal(
     Ok(())
 }
 
-/// Rows handed to the encoder at once: the copy that sorting makes is no larger.
-const SLICE_ROWS: usize = 1 << 15;
-
 fn write_file(
     path: &Path,
     file: String,
@@ -272,43 +270,6 @@ pub fn hash_file(path: &Path) -> io::Result<String> {
     let mut hasher = blake3::Hasher::new();
     hasher.update_reader(File::open(path)?)?;
     Ok(crate::hash_digits(&hasher.finalize()))
-}
-
-type Slices<'a> = Box<dyn Iterator<Item = Result<RecordBatch, ArrowError>> + 'a>;
-
-/// The rows of `batches` in slices; chunks in the order of their key.
-fn sorted(table: Table, batches: &[RecordBatch]) -> Slices<'_> {
-    if table.sort_columns().is_empty() {
-        return Box::new(batches.iter().cloned().map(Ok));
-    }
-    let sources: Vec<&RecordBatch> = batches.iter().collect();
-    let order = chunk_order(batches);
-    let starts = (0..order.len()).step_by(SLICE_ROWS);
-    Box::new(starts.map(move |start| {
-        let end = (start + SLICE_ROWS).min(order.len());
-        interleave_record_batch(&sources, &order[start..end])
-    }))
-}
-
-/// Where each chunk lies, by (`request_id`, `attempt`, `chunk_index`).
-fn chunk_order(batches: &[RecordBatch]) -> Vec<(usize, usize)> {
-    let mut keys = Vec::with_capacity(batches.iter().map(RecordBatch::num_rows).sum());
-    for (source, batch) in batches.iter().enumerate() {
-        // The order of the format's columns.
-        let request_ids = batch.column(0).as_primitive::<Int64Type>();
-        let attempts = batch.column(1).as_primitive::<Int32Type>();
-        let indexes = batch.column(2).as_primitive::<Int32Type>();
-        for row in 0..batch.num_rows() {
-            let key = (
-                request_ids.value(row),
-                attempts.value(row),
-                indexes.value(row),
-            );
-            keys.push((key, (source, row)));
-        }
-    }
-    keys.sort_unstable();
-    keys.into_iter().map(|(_, place)| place).collect()
 }
 
 fn properties(table: Table, recording_id: &str) -> WriterProperties {

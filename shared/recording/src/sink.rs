@@ -72,10 +72,11 @@ pub(crate) struct Gauges {
     spare: Mutex<Vec<EventBatch>>,
 }
 
-/// Emptied batches that are kept, and the most that one of them may hold. A batch
-/// that grows from nothing is copied six times on the way, and the pages that its
-/// end gives back to the kernel are faulted in again by the next.
-const SPARE_BATCHES: usize = 8;
+/// Emptied batches that are kept, as a commit empties a dozen at once, and the most
+/// that one of them may hold. A batch that grows from nothing is copied six times on
+/// the way, and the pages that its end gives back to the kernel are faulted in again
+/// by the next.
+const SPARE_BATCHES: usize = 32;
 const SPARE_BYTES: usize = 1 << 20;
 
 impl Gauges {

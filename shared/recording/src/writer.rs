@@ -266,8 +266,6 @@ const COMMIT_EVERY: Duration = Duration::from_millis(100);
 /// Rows or bytes that are committed without waiting.
 const COMMIT_ROWS: usize = 4096;
 const COMMIT_BYTES: usize = 1 << 20;
-/// Room that is kept from one commit for the next.
-const KEPT_BYTES: usize = 4 * COMMIT_BYTES;
 
 /// Batches in the queue up to which the writer keeps up with those who fill it.
 const KEEPING_UP: usize = 4;
@@ -331,7 +329,8 @@ struct WriterState {
     log: Option<Log>,
     scrubber: Scrubber,
     /// Taken from the queue, not yet committed.
-    pending: EventBatch,
+    pending: Vec<EventBatch>,
+    pending_rows: usize,
     pending_bytes: usize,
     commit_at_ns: i64,
     /// Committed, not yet cut.
@@ -391,7 +390,8 @@ impl WriterState {
             sealer,
             log,
             scrubber,
-            pending: EventBatch::default(),
+            pending: Vec::new(),
+            pending_rows: 0,
             pending_bytes: 0,
             commit_at_ns: i64::MAX,
             open: Rows::default(),
@@ -426,22 +426,22 @@ impl WriterState {
     }
 
     fn take(&mut self, mut batch: EventBatch) {
-        if self.pending.is_empty() {
+        if self.pending_rows == 0 {
             self.commit_at_ns = in_ns(COMMIT_EVERY);
         }
         let now_ns = monotonic_ns() - self.start_ns;
         self.scrubber.scrub(&mut batch, now_ns);
         self.notes.add(&batch);
         self.pending_bytes += batch.size_bytes();
-        self.pending.append(&mut batch);
-        self.gauges.keep(batch);
+        self.pending_rows += batch.len();
+        self.pending.push(batch);
         give_way(&self.queue);
     }
 
     fn commit_and_cut_if_due(&mut self) -> Result<(), Halt> {
         let now_ns = monotonic_ns();
         let limits = self.options.limits;
-        let rows = self.pending.len();
+        let rows = self.pending_rows;
         let cut = now_ns >= self.cut_at_ns
             || self.open.len() + rows as u64 >= limits.rows as u64
             || self.open.size_bytes() + self.pending_bytes >= limits.bytes;
@@ -472,7 +472,7 @@ impl WriterState {
             self.take(dropped);
         }
         self.commit_at_ns = i64::MAX;
-        if self.pending.is_empty() {
+        if self.pending_rows == 0 {
             return Ok(());
         }
         let numbered = self.number()?;
@@ -498,11 +498,11 @@ impl WriterState {
                 give_way(&self.queue);
             }
         }
-        self.pending.clear();
-        if self.pending.spare_bytes() > KEPT_BYTES {
-            self.pending = EventBatch::default();
+        for mut batch in self.pending.drain(..) {
+            batch.clear();
+            self.gauges.keep(batch);
         }
-        self.pending_bytes = 0;
+        (self.pending_rows, self.pending_bytes) = (0, 0);
         Ok(numbered)
     }
 

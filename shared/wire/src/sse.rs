@@ -145,7 +145,7 @@ impl<T: Copy> Framer<T> {
         }
         // The open event's data while it is one line of this very read.
         let mut in_read: Option<&[u8]> = None;
-        while let Some(at) = memchr2(b'\n', b'\r', rest) {
+        while let Some(at) = line_end(rest) {
             let text = &rest[..at];
             rest = self.after_line_end(rest, at);
             if self.line.tag.is_none() {
@@ -325,6 +325,15 @@ impl<'a> Line<'a> {
         } else {
             Self::Other(text)
         }
+    }
+}
+
+/// Where the first line ends. Every other line of a stream is blank, so its end is
+/// looked at before it is searched for.
+fn line_end(bytes: &[u8]) -> Option<usize> {
+    match bytes.first()? {
+        b'\n' | b'\r' => Some(0),
+        _ => memchr2(b'\n', b'\r', bytes),
     }
 }
 

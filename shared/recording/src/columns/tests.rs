@@ -84,7 +84,7 @@ prop_compose! {
 }
 
 fn round_trip(table: Table, events: &EventBatch) -> EventBatch {
-    let batch = to_batch(table, events).unwrap();
+    let batch = to_batch(table, std::slice::from_ref(events)).unwrap();
     let mut back = EventBatch::default();
     from_batch(table, &batch, &mut back).unwrap();
     back
@@ -149,7 +149,7 @@ fn a_word_that_is_not_of_the_format_is_named() {
         marks: vec![mark],
         ..EventBatch::default()
     };
-    let batch = to_batch(Table::Marks, &events).unwrap();
+    let batch = to_batch(Table::Marks, &[events]).unwrap();
     let error = from_batch(Table::Responses, &batch, &mut EventBatch::default()).unwrap_err();
     assert_eq!(error, RowError::MissingColumn("request_id".into()));
 }

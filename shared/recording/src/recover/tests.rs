@@ -59,7 +59,7 @@ fn log() -> &'static Log {
             let events = exchange(request_id as i64, CHUNKS);
             let mut commit = Vec::new();
             for table in *tables {
-                let batch = to_batch(*table, &events).unwrap();
+                let batch = to_batch(*table, std::slice::from_ref(&events)).unwrap();
                 let first_seq = seq;
                 seq += batch.num_rows() as u64;
                 commit.push(Numbered {
