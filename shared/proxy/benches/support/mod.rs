@@ -1,4 +1,4 @@
 //! What stands beside the proxy in its benchmark.
 
-pub mod relay;
-pub mod usage;
+pub(crate) mod relay;
+pub(crate) mod usage;

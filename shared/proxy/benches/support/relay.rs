@@ -13,7 +13,7 @@ use crate::thread;
 const NAME: &str = "tapedeck-proxy-relay";
 
 /// Two threads a connection, each in `read` or `write`.
-pub fn on_threads(server: SocketAddr) -> SocketAddr {
+pub(crate) fn on_threads(server: SocketAddr) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = listener.local_addr().unwrap();
     thread(NAME, move || {
@@ -38,7 +38,7 @@ pub fn on_threads(server: SocketAddr) -> SocketAddr {
 }
 
 /// One thread in `epoll` for all connections, as the proxy's worker.
-pub fn on_tokio(server: SocketAddr) -> SocketAddr {
+pub(crate) fn on_tokio(server: SocketAddr) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.set_nonblocking(true).unwrap();
     let addr = listener.local_addr().unwrap();

@@ -9,22 +9,22 @@ use tapedeck_clock::monotonic_ns;
 
 /// Totals since some instant; all but [`Self::turns`] in ns.
 #[derive(Clone, Copy, Default)]
-pub struct Usage {
+pub(crate) struct Usage {
     /// CPU of the proxy's worker, or of a relay's threads.
-    pub worker: f64,
+    pub(crate) worker: f64,
     /// CPU of all threads of the proxy.
-    pub all: f64,
+    pub(crate) all: f64,
     /// The worker could have run and somebody else had its core.
-    pub waited: f64,
+    pub(crate) waited: f64,
     /// How often the worker got a core.
-    pub turns: f64,
+    pub(crate) turns: f64,
     /// CPU of other programs, and of the kernel's own threads.
-    pub others: f64,
+    pub(crate) others: f64,
 }
 
 impl Usage {
     /// Of `seconds` from now.
-    pub fn of(seconds: f64) -> Self {
+    pub(crate) fn of(seconds: f64) -> Self {
         let before = Self::now();
         std::thread::sleep(Duration::from_secs_f64(seconds));
         Self::now() - before
