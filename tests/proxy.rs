@@ -131,6 +131,14 @@ fn both_legs_are_stamped_in_their_order() {
         stream.write_all(&chat("m", "")).unwrap();
         assert_eq!(receive(&mut stream, false, LONG).finish, Finish::Whole);
     }
+    proxy.await_metric("tapedeck_proxy_requests_total{outcome=\"ok\"}", 2.0);
+    let of_answers =
+        |name: &str| proxy.metric(&format!("tapedeck_proxy_{name}{{leg=\"response\"}}"));
+    let added = of_answers("added_latency_seconds_count");
+    assert!(added > 2.0);
+    assert_eq!(of_answers("waited_seconds_count"), added);
+    let added_s = of_answers("added_latency_seconds_sum");
+    assert!(of_answers("waited_seconds_sum") <= added_s);
     let rows = proxy.finish();
     assert_eq!(mock.connections(), 1);
     assert_eq!(rows.requests.len(), 2);
@@ -169,6 +177,19 @@ fn both_legs_are_stamped_in_their_order() {
         reads += 1;
     }
     assert!(reads > 0, "the tokens came in more than one read");
+}
+
+/// The process that was started is the one that serves: its signals end it, and its
+/// allocator gives memory back.
+#[test]
+fn the_allocator_is_told_to_give_memory_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let proxy = ProxyProcess::start("http://127.0.0.1:9", dir.path(), &[]);
+    let environment = proxy.environment();
+    for name in ["MALLOC_MMAP_THRESHOLD_=", "MALLOC_TRIM_THRESHOLD_="] {
+        assert!(environment.contains(name), "{name}");
+    }
+    proxy.stop().expect(0);
 }
 
 /// What the mock saw of the only request.

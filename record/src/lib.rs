@@ -18,6 +18,7 @@ pub mod find_max;
 pub mod load;
 pub mod local;
 pub mod matrix;
+mod memory;
 mod proxy;
 mod repair;
 mod retention;

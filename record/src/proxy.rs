@@ -28,6 +28,7 @@ use tapedeck_run::signals;
 use tapedeck_wire::dialect::Framing;
 
 use crate::cli::{Limit, ProxyArgs};
+use crate::memory;
 use crate::rotation::{Recordings, Rotation};
 use crate::upstreams;
 
@@ -40,6 +41,7 @@ const WATCH: Duration = Duration::from_millis(50);
 /// When an address, a URL or a certificate cannot be used, or when a recording
 /// is not complete in the end.
 pub(crate) fn run(args: &ProxyArgs) -> Result<Ending> {
+    memory::give_back();
     raise_open_files_limit();
     let clock = RunClock::start();
     let listener = listen("--listen", args.listen, args.allow_remote)?;

@@ -54,6 +54,12 @@ impl ProxyProcess {
         kill(pid, signal).unwrap();
     }
 
+    /// What it was started with, as the kernel knows it.
+    pub fn environment(&self) -> String {
+        let path = format!("/proc/{}/environ", self.child.id());
+        String::from_utf8(std::fs::read(path).unwrap()).unwrap()
+    }
+
     /// Stops it and waits for its end; what it said.
     pub fn stop(mut self) -> Ran {
         self.signal(Signal::SIGTERM);

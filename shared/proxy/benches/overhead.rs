@@ -8,8 +8,15 @@
 //! puts it. Every chunk carries the
 //! instant before its write, so a latency is one clock's: from there to the
 //! client's return from `read`. One connection in [`DIRECT_ONE_IN`] goes direct,
-//! in the same seconds as those that go through the proxy. A bare relay, threads
-//! that read and write and know nothing, tells what any hop costs here.
+//! in the same seconds as those that go through the proxy. Relays that read and
+//! write and know nothing tell what any hop costs here: one of threads, and one that
+//! waits in `epoll` as the proxy does.
+//!
+//! A chunk that waits for the worker to get its core waits for whoever has it. How
+//! long it did, and what other programs took of the machine, stands in each row;
+//! where others are at work, `chrt -f 1` before the built benchmark keeps them out.
+//! The second table is the proxy's own account: what a chunk waited in the socket,
+//! and what the proxy took from there to the client's socket.
 #![allow(
     clippy::unwrap_used,
     clippy::disallowed_methods,
@@ -17,7 +24,7 @@
 )]
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,8 +36,13 @@ use nix::unistd::Pid;
 use tapedeck_clock::{RunClock, monotonic_ns, wake_on_time};
 use tapedeck_live::{Gauges, Stop, StopLevel, Target, TlsOptions};
 use tapedeck_proxy::{Current, Proxy, Recorder, Rules, Settings, Upstream, Upstreams};
-use tapedeck_recording::{Manifest, Privacy, SegmentLimits, Writer};
+use tapedeck_recording::{Manifest, Privacy, Recording, SegmentLimits, Table, Writer};
 use tapedeck_wire::dialect::Api;
+
+mod support;
+
+use support::relay;
+use support::usage::Usage;
 
 const TOKENS: usize = 100;
 const TTFT_NS: i64 = 20_000_000;
@@ -49,16 +61,24 @@ fn main() {
     pin(&[0]);
     let server = serve();
     println!(
-        "us, p50 / p99; load = CPU of the worker over the time; CPU of all the proxy's threads"
+        "us, p50 / p99; load = CPU of the worker over the time; CPU of all the proxy's threads; others = CPU of other programs; waited = for a core, each time the worker got one, mean"
     );
     println!(
-        "| chunks/s | between | load | CPU us/chunk | TTFT direct | TTFT proxied | chunk direct | chunk proxied | added TTFT | added chunk | ratio p50 |"
+        "| chunks/s | between | load | CPU us/chunk | others | waited | TTFT direct | TTFT proxied | chunk direct | chunk proxied | added TTFT | added chunk | ratio p50 |"
     );
-    println!("|--:|---|--:|--:|---|---|---|---|---|---|--:|");
+    println!("|--:|---|--:|--:|--:|--:|---|---|---|---|---|---|--:|");
+    let mut own_account = Vec::new();
     for rate in rates {
-        for way in [Way::Relay, Way::Unrecorded, Way::Recorded] {
-            latency(server, seconds, rate, way);
+        for way in [Way::Relay, Way::Tokio, Way::Unrecorded, Way::Recorded] {
+            let stages = latency(server, seconds, rate, way);
+            own_account.extend(stages.map(|stages| (rate, stages)));
         }
+    }
+    println!();
+    println!("| chunks/s | from the arrival to the proxy's read | to the client's socket |");
+    println!("|--:|---|---|");
+    for (rate, Stages { waited, passed }) in own_account {
+        println!("| {rate:.0} | {} | {} |", shown(&waited), shown(&passed));
     }
     println!();
     println!("as fast as it goes, {STREAMS} streams of {TOKENS} chunks, one write each");
@@ -74,6 +94,7 @@ fn main() {
 enum Way {
     Direct,
     Relay,
+    Tokio,
     /// The proxy, every session sampled out.
     Unrecorded,
     /// The proxy with `--content full`.
@@ -85,6 +106,7 @@ impl Way {
         match self {
             Self::Direct => "direct",
             Self::Relay => "bare relay",
+            Self::Tokio => "relay on tokio",
             Self::Unrecorded => "proxy, recording off",
             Self::Recorded => "proxy, recording all",
         }
@@ -267,38 +289,21 @@ impl Clients {
     }
 }
 
-/// Passes bytes on until one side ends.
-fn relay(server: SocketAddr) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let addr = listener.local_addr().unwrap();
-    // Called as the proxy's worker, that its CPU be found.
-    thread("tapedeck-proxy-relay", move || {
-        while let Ok((client, _)) = listener.accept() {
-            let upstream = TcpStream::connect(server).unwrap();
-            for (from, to) in [(&client, &upstream), (&upstream, &client)] {
-                to.set_nodelay(true).unwrap();
-                let (mut from, mut to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
-                thread("tapedeck-proxy-relay", move || {
-                    let mut buffer = vec![0; 8192];
-                    while let Ok(n @ 1..) = from.read(&mut buffer) {
-                        if to.write_all(&buffer[..n]).is_err() {
-                            break;
-                        }
-                    }
-                    to.shutdown(Shutdown::Both).ok();
-                });
-            }
-        }
-    });
-    addr
-}
-
 /// A proxy on a core of its own, with a recording.
 struct UnderTest {
     proxy: Proxy,
     stop: Arc<Stop>,
     writer: Writer,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
+}
+
+/// Where the time of a recorded chunk went, ns, sorted.
+#[derive(Default)]
+struct Stages {
+    /// From its arrival by the kernel's stamp to the proxy's read.
+    waited: Vec<i64>,
+    /// From there to the client's socket.
+    passed: Vec<i64>,
 }
 
 impl UnderTest {
@@ -342,18 +347,33 @@ impl UnderTest {
             proxy,
             stop,
             writer,
-            _dir: dir,
+            dir,
         }
     }
 
-    /// Rows that were dropped.
-    fn finish(self) -> u64 {
+    /// Rows that were dropped, and where the time of the others went.
+    fn finish(self) -> (u64, Stages) {
         let metrics = self.proxy.metrics();
         self.stop.raise(StopLevel::Drain);
         self.proxy.wait().unwrap();
         self.writer.finish().unwrap();
-        metrics.dropped_events()
+        (metrics.dropped_events(), stages(&self.dir.path().join("r")))
     }
+}
+
+fn stages(recording: &Path) -> Stages {
+    let recording = Recording::open(recording).unwrap();
+    let rows = recording.rows(Table::Chunks).unwrap().chunks.rows;
+    let mut stages = Stages::default();
+    for row in rows {
+        if let Some(t_forwarded_ns) = row.t_forwarded_ns {
+            stages.waited.push(row.t_seen_ns - row.t_ns);
+            stages.passed.push(t_forwarded_ns - row.t_seen_ns);
+        }
+    }
+    stages.waited.sort_unstable();
+    stages.passed.sort_unstable();
+    stages
 }
 
 fn writer(clock: RunClock, out: &Path) -> Writer {
@@ -366,48 +386,16 @@ fn writer(clock: RunClock, out: &Path) -> Writer {
     Writer::create(out, manifest, limits).unwrap()
 }
 
-/// CPU that threads of the proxy have spent, ns.
-#[derive(Clone, Copy, Default)]
-struct Cpu {
-    worker: f64,
-    all: f64,
-}
-
-fn cpu() -> Cpu {
-    let mut cpu = Cpu::default();
-    for task in std::fs::read_dir("/proc/self/task").unwrap() {
-        let path = task.unwrap().path();
-        let read = |file: &str| std::fs::read_to_string(path.join(file)).unwrap_or_default();
-        let name = read("comm");
-        if name.starts_with("tapedeck") {
-            let spent = read("schedstat");
-            let spent = spent.split(' ').next().and_then(|ns| ns.parse().ok());
-            let spent: f64 = spent.unwrap_or(0.0);
-            cpu.all += spent;
-            cpu.worker += if name.contains("proxy") { spent } else { 0.0 };
-        }
-    }
-    cpu
-}
-
-/// CPU spent in `seconds` from now.
-fn spent(seconds: f64) -> Cpu {
-    let before = cpu();
-    std::thread::sleep(Duration::from_secs_f64(seconds));
-    let after = cpu();
-    Cpu {
-        worker: after.worker - before.worker,
-        all: after.all - before.all,
-    }
-}
-
 /// The address to ask, and the proxy where there is one.
 fn stand_between(way: Way, server: SocketAddr) -> (SocketAddr, Option<UnderTest>) {
     match way {
         Way::Direct => (server, None),
-        Way::Relay => {
+        Way::Relay | Way::Tokio => {
             pin(&[1]);
-            let addr = relay(server);
+            let addr = match way {
+                Way::Relay => relay::on_threads(server),
+                _ => relay::on_tokio(server),
+            };
             pin(&[0]);
             (addr, None)
         }
@@ -418,7 +406,8 @@ fn stand_between(way: Way, server: SocketAddr) -> (SocketAddr, Option<UnderTest>
     }
 }
 
-fn latency(server: SocketAddr, seconds: f64, rate: f64, way: Way) {
+/// Prints a row; what the proxy itself knows of it, where it recorded.
+fn latency(server: SocketAddr, seconds: f64, rate: f64, way: Way) -> Option<Stages> {
     let (through, under_test) = stand_between(way, server);
     let request_s = (TTFT_NS + TOKENS as i64 * ITL_NS) as f64 / 1e9;
     let streams = (rate * request_s / TOKENS as f64).ceil().max(1.0) as usize;
@@ -428,11 +417,11 @@ fn latency(server: SocketAddr, seconds: f64, rate: f64, way: Way) {
     let proxied = Clients::start(streams, through, "", &stop, apart);
     let direct = Clients::start(others, server, "", &stop, apart);
     let start_ns = monotonic_ns();
-    let cpu = spent(seconds);
+    let used = Usage::of(seconds);
     let took_ns = (monotonic_ns() - start_ns) as f64;
     stop.store(true, Ordering::Relaxed);
     let (mut proxied, mut direct) = (proxied.finish(), direct.finish());
-    let dropped = under_test.map(UnderTest::finish).unwrap_or_default();
+    let (dropped, stages) = under_test.map(UnderTest::finish).unwrap_or_default();
     assert_eq!(dropped, 0, "the queue never fills at half load");
     let (ttft, chunk) = (
         added(&mut direct.ttft, &mut proxied.ttft),
@@ -441,16 +430,19 @@ fn latency(server: SocketAddr, seconds: f64, rate: f64, way: Way) {
     let ratio = at(&proxied.chunk, 0.5) / at(&direct.chunk, 0.5);
     let done = rate * took_ns / 1e9;
     println!(
-        "| {:.0} | {} | {:.0} % | {:.1} | {} | {} | {} | {} | {ttft} | {chunk} | {ratio:.2} |",
+        "| {:.0} | {} | {:.0} % | {:.1} | {:.0} % | {:.0} | {} | {} | {} | {} | {ttft} | {chunk} | {ratio:.2} |",
         rate,
         way.name(),
-        cpu.worker / took_ns * 100.0,
-        cpu.all / 1e3 / done,
+        used.worker / took_ns * 100.0,
+        used.all / 1e3 / done,
+        used.others / took_ns * 100.0,
+        used.waited / used.turns / 1e3,
         shown(&direct.ttft),
         shown(&proxied.ttft),
         shown(&direct.chunk),
         shown(&proxied.chunk),
     );
+    (way == Way::Recorded).then_some(stages)
 }
 
 /// Difference of the quantiles; sorts both.
@@ -475,18 +467,18 @@ fn throughput(server: SocketAddr, seconds: f64, way: Way) {
     let stop = Arc::new(AtomicBool::new(false));
     let start_ns = monotonic_ns();
     let clients = Clients::start(STREAMS, addr, "/fast", &stop, Duration::ZERO);
-    let cpu = spent(seconds);
+    let used = Usage::of(seconds);
     stop.store(true, Ordering::Relaxed);
     let seen = clients.finish();
     let took_s = (monotonic_ns() - start_ns) as f64 / 1e9;
-    let dropped = under_test.map(UnderTest::finish);
+    let dropped = under_test.map(|proxy| proxy.finish().0);
     let chunks = seen.chunk.len() as f64;
     println!(
         "| {} | {:.0} | {:.0} | {:.2} | {} |",
         way.name(),
         chunks / took_s,
         seen.requests as f64 / took_s,
-        cpu.all / 1e3 / (chunks * seconds / took_s),
+        used.all / 1e3 / (chunks * seconds / took_s),
         dropped.map_or("-".to_owned(), |n| n.to_string()),
     );
 }

@@ -114,7 +114,9 @@ impl Exchange {
         let frames = self.unflushed.take();
         for (read, data) in &frames {
             if let Some(t_ns) = t_ns {
-                self.worker.metrics.response_added(t_ns - read.t_ns);
+                let metrics = &self.worker.metrics;
+                metrics.response_added(t_ns - read.t_ns);
+                metrics.response_waited(read.t_seen_ns - read.t_ns);
             }
             self.write(|journal| journal.frame(*read, data, t_ns));
         }

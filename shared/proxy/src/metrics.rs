@@ -90,6 +90,7 @@ pub struct Metrics {
     open_connections: AtomicU64,
     added_up: Histogram,
     added_down: Histogram,
+    waited_down: Histogram,
 }
 
 impl Metrics {
@@ -187,6 +188,11 @@ impl Metrics {
         self.added_down.observe(ns);
     }
 
+    /// From the arrival of a read to this process having it.
+    pub(crate) fn response_waited(&self, ns: i64) {
+        self.waited_down.observe(ns);
+    }
+
     /// The counters in Prometheus' text format.
     #[must_use]
     pub fn text(&self, sink: &Sink) -> String {
@@ -220,6 +226,13 @@ impl Metrics {
         );
         self.added_up.write(&mut text, &name, "leg=\"request\"");
         self.added_down.write(&mut text, &name, "leg=\"response\"");
+        let name = family(
+            &mut text,
+            "waited_seconds",
+            "histogram",
+            "Of it, time before the proxy's turn came: others had its core, or it served others.",
+        );
+        self.waited_down.write(&mut text, &name, "leg=\"response\"");
         text
     }
 
