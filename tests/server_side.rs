@@ -237,8 +237,14 @@ fn an_open_loop_faster_than_the_client_is_saturated_and_says_why() {
     .expect(0);
     let Judged { verdict, reason } = judged(&out);
     assert_ne!(verdict, "ok", "{reason}");
-    let causes = ["requests left late: dispatch lag", "chunks waited for this client: read lag"];
-    assert!(causes.iter().any(|cause| reason.starts_with(cause)), "{reason}");
+    let causes = [
+        "requests left late: dispatch lag",
+        "chunks waited for this client: read lag",
+    ];
+    assert!(
+        causes.iter().any(|cause| reason.starts_with(cause)),
+        "{reason}"
+    );
     #[derive(Deserialize)]
     struct Late {
         sent: i64,
@@ -249,7 +255,11 @@ fn an_open_loop_faster_than_the_client_is_saturated_and_says_why() {
     let late: Late = ask(&out, sql).pop().unwrap();
     // Late, and none left out.
     assert_eq!(late.sent, 800);
-    assert!(late.dispatch_lag_ms_p99 > 10.0, "{}", late.dispatch_lag_ms_p99);
+    assert!(
+        late.dispatch_lag_ms_p99 > 10.0,
+        "{}",
+        late.dispatch_lag_ms_p99
+    );
 }
 
 #[test]

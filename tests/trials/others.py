@@ -20,7 +20,6 @@ import tempfile
 
 from peer_tools import TOOLS, byte_tokenizer
 from programs import Programs
-from wire import wall_offset_ns
 
 TOKENS = {"paced": 100, "bulk": 200, "single": 200}
 OURS = """
@@ -78,12 +77,13 @@ def ours(args, cwd):
 
 
 def theirs(tool, cwd):
-    stamps = TOOLS[tool][2](argparse.Namespace(scratch=cwd), wall_offset_ns())
-    order = sorted(range(len(stamps)), key=lambda i: stamps[i][0])
+    """Of the result files of vLLM's and SGLang's clients. Without start stamps they are in the order of the requests."""
     found = json.loads((cwd / "out.json").read_text().splitlines()[-1])
+    starts = found.get("start_times", range(len(found["ttfts"])))
+    order = sorted(range(len(starts)), key=lambda i: starts[i])
     # Some count the closing chunk as one more token.
     gaps = [[s * 1e3 for s in found["itls"][i][: TOKENS["paced"] - 1]] for i in order]
-    yield tool, [(stamps[i][1] - stamps[i][0]) / 1e6 for i in order], gaps
+    yield tool, [found["ttfts"][i] * 1e3 for i in order], gaps
 
 
 def gaps_of(instants_ns):
@@ -131,13 +131,15 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--truth", type=pathlib.Path, required=True, help="the accuracy benchmark's program")
     parser.add_argument("--bin", type=pathlib.Path, required=True, help="folder of record, analyze and replay")
-    parser.add_argument("--tool", action="append", default=[], metavar="NAME=COMMAND", help="beside Tapedeck; see peers.py")
+    parser.add_argument("--tool", action="append", default=[], metavar="NAME=COMMAND", help="vllm, vllm-rs, sglang or sglang-rs")
     parser.add_argument("--shape", choices=TOKENS, default="paced")
     parser.add_argument("--parallel", type=int, default=500)
     parser.add_argument("--number", type=int, default=5000, help="requests of bulk and single")
     args = parser.parse_args()
     args.bin, args.truth = args.bin.resolve(), args.truth.resolve()
     args.commands = dict(tool.split("=", 1) for tool in args.tool)
+    if strange := [name for name in args.commands if not name.startswith(("vllm", "sglang"))]:
+        parser.error(f"--tool {strange[0]}: vllm, vllm-rs, sglang or sglang-rs")
     if args.shape == "paced":
         print(f"{args.parallel} streams; |error| p50 / p99, ms\n")
         print("| client | TTFT | TTFT after the first wave | ITL | CPU s | peak MiB |\n|---|---|---|---|--:|--:|")

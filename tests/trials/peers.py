@@ -51,6 +51,8 @@ def trial(args, scratch):
     programs = Programs(args.bin)
     arguments, means, stamps = TOOLS[args.tool]
     profile = args.tool.removesuffix("-rs")
+    if args.follow and stamps is None:
+        raise SystemExit(f"--follow: {args.tool} keeps no stamps that can be laid beside a recording's")
     args.scratch, args.tokenizer = scratch, byte_tokenizer(scratch / "tokenizer")
     simulator = ("simulate", "--listen", "127.0.0.1:0", "--ttft-ms", "100", "--itl-ms", "10", "--tokens", str(args.tokens))
     with programs.server("simulator on", *simulator) as upstream:
