@@ -224,6 +224,45 @@ fn a_client_without_a_core_to_spare_is_saturated_and_says_why() {
 }
 
 #[test]
+fn an_open_loop_faster_than_the_client_is_saturated_and_says_why() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("r");
+    let mock = MockLlm::start(Script::always(Stream::chat(3, 0, 0).reply()));
+    // All are due within 8 ms; a core takes many times that to connect and send them.
+    on_one_core(&format!(
+        "load --url {} --model m --prompt x --rate 100000 --number 800 --no-report --out {}",
+        mock.url(),
+        out.display()
+    ))
+    .expect(0);
+    let Judged { verdict, reason } = judged(&out);
+    assert_ne!(verdict, "ok", "{reason}");
+    let causes = [
+        "requests left late: dispatch lag",
+        "chunks waited for this client: read lag",
+    ];
+    assert!(
+        causes.iter().any(|cause| reason.starts_with(cause)),
+        "{reason}"
+    );
+    #[derive(Deserialize)]
+    struct Late {
+        sent: i64,
+        dispatch_lag_ms_p99: f64,
+    }
+    let sql = "SELECT (SELECT count(*) FROM requests WHERE phase = 'measure') AS sent, \
+        dispatch_lag_ms_p99 FROM schedule_lag";
+    let late: Late = ask(&out, sql).pop().unwrap();
+    // Late, and none left out.
+    assert_eq!(late.sent, 800);
+    assert!(
+        late.dispatch_lag_ms_p99 > 10.0,
+        "{}",
+        late.dispatch_lag_ms_p99
+    );
+}
+
+#[test]
 fn strict_ends_with_1_when_the_client_slept_through_its_chunks() {
     let server = simulator("ttft_ms=400&itl_ms=10&tokens=10");
     let dir = tempfile::tempdir().unwrap();

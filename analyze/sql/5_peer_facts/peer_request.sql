@@ -7,7 +7,8 @@
 --   outcome                  TEXT     -       -  As in view outcome.
 --   status                   INT      -       -  HTTP status.
 --   streamed                 BOOLEAN  -       -  The answer came in chunks.
---   t_issue_ns               BIGINT   ns      -  Where a client starts its clock, before connection and send: dispatched, which in a proxy is the request's head read; else received, connect or sent.
+--   t_issue_ns               BIGINT   ns      -  Where a client starts its clock, before connection and send: dispatched; in a proxy the first of the head read and the last byte's arrival; else connect or sent.
+--   t_write_ns               BIGINT   ns      -  Where a client begins to write the request: issued and connected; in a proxy as issued.
 --   t_last_message_ns        BIGINT   ns      -  Last chunk but the end marker.
 --   t_done_ns                BIGINT   ns      -  The end marker ([DONE]).
 --   t_last_event_ns          BIGINT   ns      -  Last chunk, end marker included.
@@ -28,6 +29,22 @@ WITH ends AS (
     max(t_ns) AS t_last_event_ns
   FROM peer_chunk
   GROUP BY recording_id, request_id, attempt
+),
+issued AS (
+  SELECT
+    recording_id,
+    request_id,
+    attempt,
+    api,
+    max_output_tokens,
+    -- Not the schedule: no tool here starts its clock there. A proxy that gets to
+    -- the head late is not the client's time.
+    coalesce(least(t_dispatched_ns, t_received_ns), t_connect_ns, t_sent_ns)
+      AS t_issue_ns,
+    -- A proxy's connection is the server's, not the client's.
+    CASE WHEN t_received_ns IS NULL THEN greatest(t_connected_ns, t_tls_ns) END
+      AS t_open_ns
+  FROM requests
 )
 SELECT
   o.recording_id,
@@ -37,9 +54,8 @@ SELECT
   o.outcome,
   o.status,
   coalesce(o.chunk_count > 0, e.request_id IS NOT NULL) AS streamed,
-  -- Not the schedule: no tool here starts its clock there.
-  coalesce(r.t_dispatched_ns, r.t_received_ns, r.t_connect_ns, r.t_sent_ns)
-    AS t_issue_ns,
+  r.t_issue_ns,
+  greatest(r.t_issue_ns, r.t_open_ns) AS t_write_ns,
   e.t_last_message_ns,
   e.t_done_ns,
   e.t_last_event_ns,
@@ -52,7 +68,7 @@ SELECT
     AS tokenized_output_tokens,
   CAST(r.max_output_tokens AS BIGINT) AS max_output_tokens
 FROM outcome AS o
-JOIN requests AS r
+JOIN issued AS r
   ON r.recording_id = o.recording_id
   AND r.request_id = o.request_id
   AND r.attempt = o.attempt

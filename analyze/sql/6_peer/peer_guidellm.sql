@@ -1,8 +1,8 @@
 -- peer_guidellm: one row per measured request as GuideLLM would have counted it.
 -- Reads: peer_request, peer_token_stream.
 -- Tool: GuideLLM 0.8.1
--- Source: src/guidellm/schemas/request_stats.py:175-214 (and request_latency); schemas/statistics.py (from_values)
--- Start: before the request is sent (wall clock), connection setup inside
+-- Source: guidellm/schemas/base/request_stats.py:110-190 (and request_latency); schemas/statistics.py (from_values); backends/openai/http.py:340-441
+-- Start: the first write of the head (wall clock), when its connection is there
 -- First token: first chunk with content or reasoning; tool calls unverified, taken for none
 -- Last token: TPOT and ITL: last such chunk; E2EL: end of the response
 -- TPOT: (last token - start) / tokens: the time to the first token is inside
@@ -11,7 +11,7 @@
 -- Statistics: nearest rank on weights: TPOT weighs its tokens, ITL its tokens - 1; population std
 -- Window: first start to last end of the requests that count; its own mean rates weigh time slices
 -- Requests: answers without an error, also cut short
--- Differs: TPOT includes TTFT; ITL is what others call TPOT; both weighted by tokens; E2EL runs to the end of the response; chunks count where usage is missing
+-- Differs: starts when it writes, connection setup left out; TPOT includes TTFT; ITL is what others call TPOT; both weighted by tokens; E2EL runs to the end of the response; chunks count where usage is missing
 --   recording_id         TEXT     -         -       Key.
 --   request_id           BIGINT   -         -       Key.
 --   attempt              INT      -         -       The last attempt.
@@ -31,7 +31,7 @@ WITH taken AS (
     q.recording_id,
     q.request_id,
     q.attempt,
-    q.t_issue_ns,
+    q.t_write_ns,
     q.t_end_ns,
     s.chunks,
     s.t_first_ns,
@@ -50,16 +50,16 @@ SELECT
   request_id,
   attempt,
   counted,
-  t_issue_ns AS t_start_ns,
+  t_write_ns AS t_start_ns,
   t_end_ns,
-  (t_first_ns - t_issue_ns) / 1e6 AS ttft_ms,
-  (coalesce(t_last_ns, t_end_ns) - t_issue_ns) / 1e6
+  (t_first_ns - t_write_ns) / 1e6 AS ttft_ms,
+  (coalesce(t_last_ns, t_end_ns) - t_write_ns) / 1e6
     / nullif(output_tokens, 0) AS tpot_ms,
   CASE WHEN output_tokens > 1 THEN
     (t_last_ns - t_first_ns) / 1e6 / (output_tokens - 1)
   END AS itl_ms,
-  (t_end_ns - t_issue_ns) / 1e6 AS e2el_ms,
+  (t_end_ns - t_write_ns) / 1e6 AS e2el_ms,
   input_tokens,
   output_tokens,
-  output_tokens * 1e9 / nullif(t_end_ns - t_issue_ns, 0) AS output_tokens_per_s
+  output_tokens * 1e9 / nullif(t_end_ns - t_write_ns, 0) AS output_tokens_per_s
 FROM taken;

@@ -4,6 +4,10 @@
 //!
 //! `cargo bench -p tapedeck-live --bench accuracy [-- STREAMS…]`
 //!
+//! `… -- --serve paced|bulk|single` is that server alone, for a client of somebody
+//! else (`tests/trials/others.py`): it says where it listens, and at the end of its
+//! stdin prints what it did.
+//!
 //! The server has one core and the whole client the other, so every figure
 //! includes a busy client. Error = |recorded − true|, where the true TTFT is the
 //! instant before the server's write of the first content chunk − the read that
@@ -40,7 +44,11 @@ const ITL_MS: i64 = 20;
 const ROUNDS: usize = 3;
 
 fn main() {
-    let given: Vec<usize> = std::env::args().filter_map(|a| a.parse().ok()).collect();
+    let words: Vec<String> = std::env::args().collect();
+    if let Some(at) = words.iter().position(|word| word == "--serve") {
+        return serve(words.get(at + 1).map_or("paced", String::as_str));
+    }
+    let given: Vec<usize> = words.iter().filter_map(|a| a.parse().ok()).collect();
     let streams = if given.is_empty() {
         vec![50, 500]
     } else {
@@ -51,6 +59,44 @@ fn main() {
     println!("|--:|---|---|---|---|--:|--:|");
     for streams in streams {
         measure(streams);
+    }
+}
+
+/// One line for the address; then, for each request, the read that completed it and
+/// the instant before each write of a step with content, absolute monotonic ns.
+fn serve(shape: &str) {
+    let (stream, reply) = match shape {
+        "paced" => {
+            let stream = Stream::chat(TOKENS, TTFT_MS, ITL_MS);
+            (stream, stream.reply())
+        }
+        "bulk" => {
+            let stream = Stream::chat(2 * TOKENS, 0, 0);
+            (stream, stream.reply_in_bulk(16 << 10))
+        }
+        "single" => {
+            let stream = Stream::chat(2 * TOKENS, 0, 0);
+            (stream, stream.reply())
+        }
+        other => panic!("--serve {other}: paced, bulk or single"),
+    };
+    pin(0);
+    let mock = MockLlm::start(Script::new(move |request| {
+        // Clients look for a model list, or a tokenizer, first.
+        match request.method.as_str() {
+            "POST" if request.path.ends_with("/completions") => reply.clone(),
+            "POST" => mock_llm::replies::json(404, "{}"),
+            _ => mock_llm::replies::models(),
+        }
+    }));
+    println!("http://{}", mock.addr());
+    std::io::copy(&mut std::io::stdin(), &mut std::io::sink()).unwrap();
+    let asked = |s: &&Served| s.request.path.ends_with("/completions");
+    for served in mock.ledger().iter().filter(asked) {
+        let mut instants = vec![served.request.t_read_ns];
+        let content = (0..stream.tokens).filter_map(|i| served.write_of(stream.step_of(i)));
+        instants.extend(content.map(|write| write.t_before_ns));
+        println!("{}", serde_json::json!(instants));
     }
 }
 
