@@ -20,6 +20,7 @@ use tokio_rustls::TlsAcceptor;
 use tonic::codegen::Service;
 use tonic::{Request, Response, Status};
 
+use crate::support::nobody::Nobody;
 use crate::support::programs::{Ran, run, run_line};
 
 #[allow(
@@ -467,10 +468,14 @@ fn every_end_of_a_call_has_its_outcome() {
         assert_eq!(response.outcome.as_str(), "cancelled");
         assert_eq!(chunks_of(&events, response.request_id).0, ["content 1"; 3]);
     }
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("http://{}", nobody.local_addr().unwrap());
-    drop(nobody);
-    let ran = load("ppl-v1", &url, "--number 1", &dir.path().join("nobody")).expect(2);
+    let nobody = Nobody::take();
+    let ran = load(
+        "ppl-v1",
+        &nobody.url(),
+        "--number 1",
+        &dir.path().join("nobody"),
+    )
+    .expect(2);
     assert!(ran.stderr.contains("refused"), "{}", ran.stderr);
 }
 
