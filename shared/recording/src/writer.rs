@@ -65,7 +65,7 @@ word_enum! {
 pub enum DiskError {
     /// Stop: for a load, which is better ended than measured in part.
     Stop,
-    /// Try again once a second. Meanwhile rows gather in memory, up to two
+    /// Try again once a second. Meanwhile rows gather in memory, up to three
     /// segments and the queue; then [`Sink::offer`] drops and counts. For a proxy,
     /// whose traffic goes on in any case.
     DropAndRetry,
@@ -554,7 +554,7 @@ impl WriterState {
     }
 
     /// Hands the open segment to the sealer, all tables on one cut, waiting while
-    /// it is busy with the one before.
+    /// others wait for it.
     fn cut(&mut self, tables: Tables, state: State) -> Result<(), Halt> {
         let closed = Closed {
             cut: Cut {

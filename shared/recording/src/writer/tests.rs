@@ -1,7 +1,9 @@
 use super::*;
 use crate::event::{ChunkKind, ChunkRow, MarkRow, SampleRow};
 use crate::reader::{Recording, read_file};
+use crate::recover::wal_files;
 use crate::schema::Table;
+use crate::sealer::WAITING_SEGMENTS;
 use crate::testing::until;
 
 fn manifest() -> Manifest {
@@ -185,7 +187,7 @@ fn a_disk_that_comes_back_gets_everything_but_what_is_counted_as_dropped() {
     let sink = writer.sink();
     let in_the_way = dir.path().join("chunks");
     std::fs::write(&in_the_way, "in the way").unwrap();
-    // One segment being sealed, one that waits for it, then the queue.
+    // One segment being sealed, those that wait for it, then the queue.
     let (mut offered, mut dropped) = (0, 0);
     while dropped < 3 * 4 {
         let batch = chunks(3);
@@ -217,6 +219,33 @@ fn a_disk_that_comes_back_gets_everything_but_what_is_counted_as_dropped() {
             .iter()
             .all(|m| &*m.name == "dropped" && m.detail.contains("from_ns"))
     );
+}
+
+#[test]
+fn rows_go_on_into_the_log_while_segments_wait_for_the_sealer() {
+    let dir = tempfile::tempdir().unwrap();
+    let writer = Writer::create(dir.path(), manifest(), patient(4)).unwrap();
+    let in_the_way = dir.path().join("chunks");
+    std::fs::write(&in_the_way, "in the way").unwrap();
+    // A segment each: one that cannot be sealed, and all that may wait behind it.
+    let segments = 1 + WAITING_SEGMENTS;
+    for _ in 0..segments {
+        writer.sink().push(chunks(3)).unwrap();
+    }
+    until("every row is in the log", || {
+        let rows = Recording::open(dir.path()).unwrap().rows(Table::Chunks);
+        rows.unwrap().len() == 3 * segments
+    });
+    assert_eq!(wal_files(dir.path()).unwrap().len(), segments);
+    std::fs::remove_file(&in_the_way).unwrap();
+    let manifest = writer.finish().unwrap();
+    assert_eq!(
+        (manifest.state, manifest.dropped_events),
+        (State::Sealed, 0)
+    );
+    let recording = Recording::open(dir.path()).unwrap();
+    assert_eq!(recording.rows(Table::Chunks).unwrap().len(), 3 * segments);
+    assert_eq!(wal_files(dir.path()).unwrap().len(), 0);
 }
 
 #[test]
