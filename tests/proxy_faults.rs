@@ -297,7 +297,8 @@ impl Refusing {
             _disk: disk,
             _dir: dir,
         };
-        for _ in 0..30 {
+        // Until the segments that may wait for the disk do, and the queue is full.
+        for _ in 0..500 {
             let seen = converse(refusing.proxy.addr, &chat("flood", ""), LONG);
             // A strict proxy may have noticed by itself.
             let refused = further.contains(&"--strict") && seen.status.starts_with("503");

@@ -547,6 +547,11 @@ impl WriterState {
             }
             Err(_) if self.options.on_disk_error == DiskError::DropAndRetry => {
                 log.try_again_ns = Some(in_ns(RETRY));
+                // Parquet takes a tenth of the room, and gives that of the log back.
+                // Once it is refused as well rows gather in memory.
+                if !self.gauges.seal_refused.load(Ordering::Relaxed) {
+                    self.cut_at_ns = monotonic_ns();
+                }
                 Ok(())
             }
             Err(source) => Err(WriteError::File { path, source }.into()),
