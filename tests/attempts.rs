@@ -1,20 +1,17 @@
 //! Attempts: how each can end, which are sent again and which are given up.
 
 use std::collections::BTreeMap;
-use std::net::{SocketAddr, TcpStream};
-use std::os::fd::AsRawFd;
+use std::net::TcpStream;
 use std::path::Path;
 use std::time::Duration;
 
-use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, getsockname, listen, socket,
-};
 use tapedeck_recording::{ChunkKind, EventBatch, Outcome, Phase, ResponseRow};
 
 use crate::support::mock_llm::replies::{
     LAST_CHUNK, SSE_HEAD, Stream, chat_delta, http_chunk, json, sse, whole,
 };
 use crate::support::mock_llm::{Ended, MockLlm, Reply, Script, Step};
+use crate::support::nobody::Nobody;
 use crate::support::programs::{Ran, run, run_line};
 use crate::support::proxy::rows;
 
@@ -192,28 +189,24 @@ fn every_outcome_keeps_what_had_come() {
 }
 
 /// An address whose connections never stand: its queue is full.
-fn unreachable() -> (std::os::fd::OwnedFd, Vec<TcpStream>, SocketAddr) {
-    let flags = SockFlag::empty();
-    let fd = socket(AddressFamily::Inet, SockType::Stream, flags, None).unwrap();
-    bind(fd.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, 0)).unwrap();
-    listen(&fd, Backlog::new(1).unwrap()).unwrap();
-    let own: SockaddrIn = getsockname(fd.as_raw_fd()).unwrap();
-    let addr = SocketAddr::from(([127, 0, 0, 1], own.port()));
+fn unreachable() -> (Nobody, Vec<TcpStream>) {
+    let nobody = Nobody::take();
+    nobody.queue_up();
     let mut taken = Vec::new();
-    while let Ok(stream) = TcpStream::connect_timeout(&addr, Duration::from_millis(200)) {
+    while let Ok(stream) = TcpStream::connect_timeout(&nobody.addr, Duration::from_millis(200)) {
         taken.push(stream);
         assert!(taken.len() < 64, "the queue fills");
     }
-    (fd, taken, addr)
+    (nobody, taken)
 }
 
 #[test]
 fn a_connection_that_never_stands_is_a_timeout_and_is_tried_again() {
-    let (_fd, _taken, addr) = unreachable();
+    let (nobody, _taken) = unreachable();
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out");
     let flags = "--model m --prompt x --number 1 --connect-timeout 200ms --retries 1";
-    load(&format!("http://{addr}"), flags, &out).expect(1);
+    load(&nobody.url(), flags, &out).expect(1);
     let rows = rows(&out);
     assert_eq!(rows.responses.len(), 2);
     for (attempt, response) in (0..).zip(&rows.responses) {
@@ -319,10 +312,10 @@ fn what_cannot_end_better_is_not_sent_again() {
 
 /// Ids of the cancelled, by what `flags` say.
 fn cancelled(flags: &str) -> (EventBatch, Vec<i64>, usize) {
-    let mut steps = vec![Step::send(SSE_HEAD)];
-    for _ in 0..8 {
-        steps.extend([token(), Step::pause_ms(30)]);
-    }
+    // Who gives up after the third token, or after 100 ms, does so in the silence.
+    let mut steps = vec![Step::send(SSE_HEAD), token(), token(), token()];
+    steps.push(Step::pause_ms(600));
+    steps.extend(vec![token(); 5]);
     let end = [chat_delta("{}", Some("stop")), "[DONE]".to_owned()];
     steps.extend(end.map(|text| Step::send(http_chunk(&sse(&text)))));
     steps.push(Step::send(LAST_CHUNK));
@@ -386,8 +379,8 @@ fn clients_that_give_up_are_chosen_by_the_seed_and_seen_by_the_server() {
     };
     for id in other {
         let request = rows.requests.iter().find(|r| r.request_id == id).unwrap();
-        let lasted = of(id).t_end_ns.unwrap() - request.t_sent_ns.unwrap();
-        assert!(lasted >= 95_000_000, "{lasted}");
+        let lasted = of(id).t_end_ns.unwrap() - request.t_dispatched_ns.unwrap();
+        assert!(lasted >= 100_000_000, "{lasted}");
         assert!(of(id).error.as_deref().unwrap().contains("100ms"));
     }
 }

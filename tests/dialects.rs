@@ -148,7 +148,8 @@ fn every_dialect_sends_and_reads_what_its_fixture_says() {
 /// The report's numbers: TTFT where content came in a stream that is whole, and the
 /// tokens that the server counted.
 fn assert_report(root: &Path, jobs: &[(&str, &Fixture, &Case)]) {
-    let sql = "SELECT r.name, l.ttft_ms > 0 AS ttft, l.e2el_ms > 0 AS e2el, l.output_tokens AS tokens \
+    // An answer may come before its client has looked at the clock again: then 0.
+    let sql = "SELECT r.name, l.ttft_ms >= 0 AS ttft, l.e2el_ms >= 0 AS e2el, l.output_tokens AS tokens \
         FROM request_latency AS l JOIN recordings AS r USING (recording_id) WHERE l.request_id = 0";
     let shown = run(
         "analyze",

@@ -13,8 +13,9 @@ use crate::support::mock_llm::{MockLlm, Reply, Script, Step};
 use crate::support::programs::{run, run_line};
 use crate::support::proxy::{Finish, ProxyProcess, Seen, chat, converse, post, receive};
 
-/// Longer than any silence of an answer that ends.
+/// With an answer that ends in silence.
 const PATIENCE: Duration = Duration::from_millis(1200);
+/// With one that ends.
 const LONG: Duration = Duration::from_secs(10);
 
 /// Answers that a client sees otherwise, and how.
@@ -68,8 +69,10 @@ fn awkward_answers_reach_the_client_and_the_recording_as_they_are() {
         let pair = |answer: &Answer| {
             let request = chat(answer.name, "");
             let (one, two) = (request.clone(), request);
-            let direct = scope.spawn(move || converse(direct_addr, &one, PATIENCE));
-            let proxied = scope.spawn(move || converse(proxy_addr, &two, PATIENCE));
+            let is_silent = matches!(answer.steps.last(), Some(Step::Stall));
+            let patience = if is_silent { PATIENCE } else { LONG };
+            let direct = scope.spawn(move || converse(direct_addr, &one, patience));
+            let proxied = scope.spawn(move || converse(proxy_addr, &two, patience));
             (direct, proxied)
         };
         let threads: Vec<_> = answers.iter().map(pair).collect();
@@ -463,7 +466,14 @@ fn a_proxied_recording_is_analyzed_and_replayed_like_any_other() {
             .find(|m| m["metric"] == name && m["stat"] == "mean");
         found.and_then(|m| m["value"].as_f64())
     };
-    assert!(mean("ttft_ms").unwrap() >= 10.0);
+    let original = crate::support::proxy::rows(Path::new(path));
+    let first_ns = |r: &tapedeck_recording::RequestRow| chunks_of(&original, r.request_id)[0].t_ns;
+    let ttft_ns = |r| first_ns(r) - r.t_sent_ns.unwrap();
+    let ttft_ms = original.requests.iter().map(ttft_ns).sum::<i64>() as f64 / 3e6;
+    assert!(
+        (mean("ttft_ms").unwrap() - ttft_ms).abs() < 1e-6,
+        "{ttft_ms}"
+    );
     // Nothing scheduled these requests.
     assert_eq!(mean("ttft_scheduled_ms"), None);
     let plan = run_line("replay", &format!("plan {path}")).expect(0);
@@ -483,7 +493,6 @@ fn a_proxied_recording_is_analyzed_and_replayed_like_any_other() {
         .filter_map(|r| r.t_scheduled_ns)
         .collect();
     due.sort_unstable();
-    let original = crate::support::proxy::rows(Path::new(path));
     let mut came: Vec<i64> = original
         .requests
         .iter()

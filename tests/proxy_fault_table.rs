@@ -7,6 +7,7 @@
 use std::fmt::Write as _;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use flate2::Compression;
@@ -18,10 +19,13 @@ use crate::support::mock_llm::replies::{
     LAST_CHUNK, SSE_HEAD, chat_delta, http_chunk, sse, usage_chunk, whole,
 };
 use crate::support::mock_llm::{MockLlm, Script, Step};
+use crate::support::nobody::Nobody;
 use crate::support::proxy::{Finish, Last, ProxyProcess, Seen, post, receive_to_end};
 
-/// Longer than any silence of an answer that ends.
+/// With an answer that ends in silence.
 const PATIENCE: Duration = Duration::from_millis(700);
+/// With one that ends.
+const LONG: Duration = Duration::from_secs(10);
 
 /// How the client behaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -531,7 +535,8 @@ fn of_clients() -> Vec<Fault> {
     let left = |status, chunks, error| recorded(Outcome::Cancelled, status, chunks, error);
     let good = || saw("200", whole_stream(), End::Whole);
     let mut slow = begun();
-    slow.insert(0, Step::pause_ms(150));
+    // Nobody waits for it.
+    slow.insert(0, Step::pause_ms(20_000));
     vec![
         of_client(
             Client::Trickles,
@@ -627,9 +632,14 @@ const REFUSED: &str = "/refused/v1/chat/completions";
 const IDLE: &str = "/idle/v1/chat/completions";
 const RESTART: &str = "/restart/v1/chat/completions";
 
+/// Connections that [`closing_server`]s have closed.
+static IDLE_CLOSED: AtomicUsize = AtomicUsize::new(0);
+static RESTART_CLOSED: AtomicUsize = AtomicUsize::new(0);
+
 /// Answers one request a connection and closes it a little later, whatever
 /// `connection` said; with `rebind` it closes its address, too, and comes back.
-fn closing_server(rebind: bool) -> SocketAddr {
+/// Then it counts in `closed`.
+fn closing_server(rebind: bool, closed: &'static AtomicUsize) -> SocketAddr {
     let mut listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = listener.local_addr().unwrap();
     let answer: Vec<u8> = [SSE_HEAD.as_bytes(), &http_chunk(&all_at_once()), LAST_CHUNK].concat();
@@ -645,6 +655,7 @@ fn closing_server(rebind: bool) -> SocketAddr {
                 drop(listener);
                 listener = TcpListener::bind(addr).unwrap();
             }
+            closed.fetch_add(1, Ordering::SeqCst);
         }
     };
     thread.spawn(serve).unwrap();
@@ -697,17 +708,25 @@ fn live_through(fault: &Fault, addr: SocketAddr) -> (Seen, End) {
         }
         Client::SendsGarbage => stream.write_all(b"\x16\x03\x01\x02\x00\r\n\r\n").unwrap(),
         Client::AsksAgain => {
+            let closed = match fault.path {
+                RESTART => &RESTART_CLOSED,
+                _ => &IDLE_CLOSED,
+            };
+            let before = closed.load(Ordering::SeqCst);
             stream.write_all(&request).unwrap();
-            let (first, _) = receive_to_end(&mut stream, false, PATIENCE);
+            let (first, _) = receive_to_end(&mut stream, false, LONG);
             assert_eq!(first.finish, Finish::Whole, "{}", fault.name);
-            std::thread::sleep(Duration::from_millis(150));
+            while closed.load(Ordering::SeqCst) == before {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            // The proxy has a moment to see it.
+            std::thread::sleep(Duration::from_millis(50));
             // The server may have reset the connection by now.
             stream.write_all(&request).ok();
         }
     }
     if fault.client == Client::LeavesInTheAnswer {
-        std::thread::sleep(Duration::from_millis(150));
-        let (seen, _) = receive_to_end(&mut stream, false, Duration::from_millis(50));
+        let (seen, _) = receive_to_end(&mut stream, false, PATIENCE);
         // Dropping a socket with unread bytes, or with this, resets it.
         let at_once = nix::libc::linger {
             l_onoff: 1,
@@ -716,7 +735,9 @@ fn live_through(fault: &Fault, addr: SocketAddr) -> (Seen, End) {
         setsockopt(&stream, sockopt::Linger, &at_once).unwrap();
         return (seen, End::Left);
     }
-    let (seen, last) = receive_to_end(&mut stream, false, PATIENCE);
+    let is_silent = fault.direct.end == End::Silence;
+    let patience = if is_silent { PATIENCE } else { LONG };
+    let (seen, last) = receive_to_end(&mut stream, false, patience);
     let end = match (seen.finish, last) {
         (_, Last::Rst) => End::Rst,
         (Finish::Whole, _) => End::Whole,
@@ -775,20 +796,18 @@ fn recorded_cell(found: Option<&(Outcome, Option<i32>, i32, String)>) -> String 
     cell
 }
 
-fn start() -> (MockLlm, Vec<String>) {
+fn start() -> (MockLlm, Nobody, Vec<String>) {
     let scripted = all().into_iter().filter(|fault| !fault.reply.is_empty());
     let replies = scripted.map(|fault| (fault.name.to_owned(), fault.reply.into()));
     let mock = MockLlm::start(Script::by_case(replies.collect()));
-    let free = TcpListener::bind("127.0.0.1:0").unwrap();
-    let nobody = free.local_addr().unwrap();
-    drop(free);
+    let nobody = Nobody::take();
     let servers = vec![
         mock.url(),
-        format!("/refused=http://{nobody}/"),
-        format!("/idle=http://{}/", closing_server(false)),
-        format!("/restart=http://{}/", closing_server(true)),
+        format!("/refused={}/", nobody.url()),
+        format!("/idle=http://{}/", closing_server(false, &IDLE_CLOSED)),
+        format!("/restart=http://{}/", closing_server(true, &RESTART_CLOSED)),
     ];
-    (mock, servers)
+    (mock, nobody, servers)
 }
 
 /// Where a client without a proxy goes.
@@ -856,7 +875,7 @@ fn judge(
 #[test]
 fn the_fault_table_is_as_it_is_written() {
     let faults = all();
-    let (_mock, servers) = start();
+    let (_mock, _nobody, servers) = start();
     let dir = tempfile::tempdir().unwrap();
     let further = servers[1..].iter();
     let further: Vec<&str> = further

@@ -1,7 +1,7 @@
 //! What goes wrong around the proxy, and what it makes of it.
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use tapedeck_recording::Outcome;
 use crate::support::disk::SmallDisk;
 use crate::support::mock_llm::replies::{SSE_HEAD, Stream, chat_delta, http_chunk, json, sse};
 use crate::support::mock_llm::{Ended, MockLlm, Reply, Script, Step};
+use crate::support::nobody::Nobody;
 use crate::support::programs::run_line;
 use crate::support::proxy::{Finish, ProxyProcess, chat, converse, post, receive, rows};
 
@@ -49,11 +50,22 @@ fn a_client_that_leaves_cancels_upstream_and_is_recorded() {
     ]));
     let dir = tempfile::tempdir().unwrap();
     let proxy = ProxyProcess::start(&mock.url(), dir.path(), &[]);
-    let patience = Duration::from_millis(200);
-    for (case, chunks) in [("half", 2), ("silent", 0)] {
-        let seen = converse(proxy.addr, &chat(case, ""), patience);
-        assert_eq!(seen.finish, Finish::Silent);
-        assert_eq!(seen.body.is_empty(), chunks == 0);
+    for (number, (case, last)) in [("half", "two"), ("silent", "")].iter().enumerate() {
+        let mut client = TcpStream::connect(proxy.addr).unwrap();
+        client.set_read_timeout(Some(LONG)).unwrap();
+        client.write_all(&chat(case, "")).unwrap();
+        // It leaves when the server has the request and all that comes has come.
+        while mock.ledger().len() <= number {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let mut got = String::new();
+        while !got.contains(last) {
+            let mut buffer = [0; 4096];
+            let n = client.read(&mut buffer).unwrap();
+            assert!(n > 0, "the answer has no end");
+            got.push_str(std::str::from_utf8(&buffer[..n]).unwrap());
+        }
+        drop(client);
         await_client_left(&mock);
     }
     let rows = proxy.finish();
@@ -90,11 +102,9 @@ fn a_client_that_breaks_off_its_request_is_recorded_too() {
 
 #[test]
 fn an_upstream_that_is_not_there_is_a_502_that_says_so() {
-    let free = TcpListener::bind("127.0.0.1:0").unwrap();
-    let upstream = format!("http://{}", free.local_addr().unwrap());
-    drop(free);
+    let nobody = Nobody::take();
     let dir = tempfile::tempdir().unwrap();
-    let proxy = ProxyProcess::start(&upstream, dir.path(), &[]);
+    let proxy = ProxyProcess::start(&nobody.url(), dir.path(), &[]);
     let mut stream = TcpStream::connect(proxy.addr).unwrap();
     // The client's connection survives it.
     for _ in 0..2 {
@@ -125,12 +135,20 @@ fn a_connection_that_upstream_closed_while_idle_is_replaced() {
     let mock = MockLlm::start(Script::always(closing));
     let dir = tempfile::tempdir().unwrap();
     let proxy = ProxyProcess::start(&mock.url(), dir.path(), &["--workers", "1"]);
-    for _ in 0..3 {
+    for n in 1..=3 {
         assert_eq!(
             converse(proxy.addr, &chat("m", ""), LONG).status,
             "200 Reason"
         );
-        std::thread::sleep(Duration::from_millis(100));
+        let closed = || {
+            let ledger = mock.ledger();
+            ledger.iter().filter(|s| s.ended == Ended::Closed).count()
+        };
+        while closed() < n {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        // The proxy has a moment to see it.
+        std::thread::sleep(Duration::from_millis(50));
     }
     assert_eq!(mock.connections(), 3);
     let rows = proxy.finish();
@@ -170,13 +188,15 @@ fn a_slow_client_slows_upstream_and_not_our_memory() {
     let mut stream = TcpStream::connect(proxy.addr).unwrap();
     let request = post("/v1/chat/completions", "", r#"{"model":"m"}"#);
     stream.write_all(&request).unwrap();
-    std::thread::sleep(Duration::from_millis(400));
-    assert_eq!(
-        mock.ledger()[0].writes.len(),
-        1,
-        "the body waits for its reader"
-    );
-    assert!(proxy.metric("tapedeck_proxy_response_bytes_total ") < 16e6);
+    // Until nothing has moved for a while: the body waits for its reader.
+    let passed = || proxy.metric("tapedeck_proxy_response_bytes_total ");
+    let mut before = 0.0;
+    while passed() == 0.0 || passed() > before {
+        before = passed();
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    assert_eq!(mock.ledger()[0].writes.len(), 1);
+    assert!(before < 16e6, "{before}");
     let mut body = 0;
     let mut buffer = vec![0; 1 << 20];
     stream.set_read_timeout(Some(LONG)).unwrap();
@@ -215,9 +235,10 @@ fn the_first_signal_drains_and_the_second_does_not_wait() {
         client.write_all(&chat(case, "")).unwrap();
         let mut first = [0; 64];
         client.read_exact(&mut first).unwrap();
-        for _ in 0..signals {
+        // Two that come before either was taken notice of are one.
+        for words in &["waiting for requests in flight", "stopping at once"][..signals] {
             proxy.signal(Signal::SIGTERM);
-            std::thread::sleep(Duration::from_millis(150));
+            proxy.await_said(words);
         }
         let ran = proxy.wait().expect(0);
         assert!(ran.stderr.contains("recorded "), "{}", ran.stderr);
@@ -287,7 +308,8 @@ impl Refusing {
             _disk: disk,
             _dir: dir,
         };
-        for _ in 0..30 {
+        // Until the segments that may wait for the disk do, and the queue is full.
+        for _ in 0..500 {
             let seen = converse(refusing.proxy.addr, &chat("flood", ""), LONG);
             // A strict proxy may have noticed by itself.
             let refused = further.contains(&"--strict") && seen.status.starts_with("503");

@@ -1,13 +1,13 @@
 //! Several servers behind one proxy.
 
 use std::collections::BTreeSet;
-use std::net::TcpListener;
 use std::time::Duration;
 
 use tapedeck_recording::Outcome;
 
 use crate::support::mock_llm::replies::Stream;
 use crate::support::mock_llm::{MockLlm, Script};
+use crate::support::nobody::Nobody;
 use crate::support::programs::run_line;
 use crate::support::proxy::{ProxyProcess, converse, post};
 
@@ -86,9 +86,8 @@ fn servers_take_turns_and_the_longest_prefix_has_its_own() {
 #[test]
 fn a_server_that_is_down_costs_its_own_requests_and_no_others() {
     let up = server();
-    let free = TcpListener::bind("127.0.0.1:0").unwrap();
-    let down = format!("http://{}", free.local_addr().unwrap());
-    drop(free);
+    let nobody = Nobody::take();
+    let down = nobody.url();
     let dir = tempfile::tempdir().unwrap();
     let proxy = ProxyProcess::start(&up.url(), dir.path(), &["--upstream", &down]);
     let statuses: Vec<String> = (0..4)

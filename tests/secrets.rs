@@ -2,6 +2,7 @@
 //! while it is written and when it is sealed, in every value of every column, in
 //! what the programs say and in metrics.
 
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::Duration;
@@ -16,6 +17,8 @@ use crate::support::mock_llm::replies::{SSE_HEAD, chat_delta, http_chunk, json, 
 use crate::support::mock_llm::{MockLlm, Received, Reply, Script, Step};
 use crate::support::programs::{Ran, program, run};
 use crate::support::proxy::{ProxyProcess, converse, post, rows};
+
+const LONG: Duration = Duration::from_secs(10);
 
 /// In every secret that is planted, and nowhere else.
 const CANARY: &str = "canary";
@@ -198,24 +201,39 @@ fn wait_for(what: &str, mut is_there: impl FnMut() -> bool) {
     panic!("{what} never came");
 }
 
-/// Until the log holds all that has come: it is written every 200 ms.
-fn wait_for_log() {
-    std::thread::sleep(Duration::from_millis(400));
+/// Until the log holds all that has come: four requests, three whole answers and
+/// the beginning of the last one.
+fn wait_for_log(recording: &Path) {
+    wait_for("every row in the log", || {
+        let Ok(recording) = Recording::open(recording) else {
+            return false;
+        };
+        let rows = |table| recording.rows(table).unwrap();
+        let mut chunks = rows(Table::Chunks).chunks.rows.into_iter();
+        rows(Table::Requests).requests.len() == 4
+            && rows(Table::Responses).responses.len() >= 3
+            && chunks.any(|c| c.request_id == 3)
+    });
 }
 
-/// At once: the second signal does not wait for answers. It may find nobody.
-fn stop(child: &Child) {
+/// At once: the second signal does not wait for answers. What it said until then.
+fn stop(child: &mut Child) -> String {
     let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
     kill(pid, Signal::SIGINT).unwrap();
-    std::thread::sleep(Duration::from_millis(100));
-    kill(pid, Signal::SIGINT).ok();
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    let mut said = String::new();
+    // One that comes before the first was taken notice of is none.
+    while !said.contains("stopping") && stderr.read_line(&mut said).unwrap() > 0 {}
+    kill(pid, Signal::SIGINT).unwrap();
+    stderr.read_to_string(&mut said).unwrap();
+    said
 }
 
 /// Runs a sender until the request that never ends is under way, looks at the log,
 /// stops it, and looks at everything.
 fn record(name: &str, mode: &str, arguments: &[&str], mock: &MockLlm, out: &Path) {
     let before = mock.ledger().len();
-    let child = program(name)
+    let mut child = program(name)
         .args(arguments)
         .args(["--no-report", "--no-progress", "--out"])
         .arg(out)
@@ -224,12 +242,12 @@ fn record(name: &str, mode: &str, arguments: &[&str], mock: &MockLlm, out: &Path
         .spawn()
         .unwrap();
     wait_for("the last request", || mock.ledger().len() >= before + 4);
-    wait_for_log();
+    wait_for_log(out);
     let mut places = Places::default();
     places.files(out);
-    stop(&child);
+    let stderr = stop(&mut child);
     let ran: Ran = child.wait_with_output().unwrap().into();
-    let ran = ran.expect(0);
+    let ran = Ran { stderr, ..ran }.expect(0);
     places.said(&ran);
     places.files(out);
     places.columns(out);
@@ -306,17 +324,17 @@ fn no_secret_is_anywhere_and_no_text_where_none_may_be() {
 
 fn record_quietly(line: &[&str], mock: &MockLlm, out: &Path) {
     let before = mock.ledger().len();
-    let child = program("replay")
+    let mut child = program("replay")
         .args(line)
         .args(["--json", "--no-progress", "--out"])
         .arg(out)
         .stdout(Stdio::null())
-        .stderr(Stdio::null())
+        .stderr(Stdio::piped())
         .spawn()
         .unwrap();
     wait_for("the last request", || mock.ledger().len() >= before + 4);
-    stop(&child);
-    child.wait_with_output().unwrap();
+    stop(&mut child);
+    child.wait().unwrap();
 }
 
 #[test]
@@ -335,10 +353,12 @@ fn the_proxy_keeps_no_secret_and_no_text_where_none_may_be() {
         });
         let path = "/v1/chat/completions?api_key=canary-url&v=1";
         let request = post(path, &named, &body.to_string());
-        for _ in 0..4 {
-            converse(proxy.addr, &request, Duration::from_millis(300));
+        for _ in 0..3 {
+            converse(proxy.addr, &request, LONG);
         }
-        wait_for_log();
+        // This one does not end.
+        converse(proxy.addr, &request, Duration::from_millis(300));
+        wait_for_log(&ProxyProcess::recording(dir.path()));
         let mut places = Places::default();
         places.files(dir.path());
         places

@@ -15,6 +15,8 @@ pub mod dialects;
 pub mod disk;
 #[path = "support/mock_llm.rs"]
 pub mod mock_llm;
+#[path = "support/nobody.rs"]
+pub mod nobody;
 #[path = "support/programs.rs"]
 pub mod programs;
 #[path = "support/proxy.rs"]

@@ -60,6 +60,14 @@ impl ProxyProcess {
         String::from_utf8(std::fs::read(path).unwrap()).unwrap()
     }
 
+    /// Waits until it has said `words`.
+    pub fn await_said(&mut self, words: &str) {
+        while !self.said.contains(words) {
+            let n = self.stderr.read_line(&mut self.said).unwrap();
+            assert!(n > 0, "the program ended: {}", self.said);
+        }
+    }
+
     /// Stops it and waits for its end; what it said.
     pub fn stop(mut self) -> Ran {
         self.signal(Signal::SIGTERM);

@@ -6,7 +6,7 @@
 //! |--:|---|
 //! | 4 | magic `TDwf` |
 //! | 2 | version of the frame, 1 |
-//! | 1 | kind: 0 a schema, 1 rows |
+//! | 1 | kind: 0 a schema or, without a payload, the end of a commit, 1 rows |
 //! | 1 | table, its number in [`Table::ALL`] |
 //! | 4 | length of the payload, a multiple of 8 |
 //! | 4 | rows |
@@ -21,7 +21,9 @@
 //! back silently. Both checksums start from that of the recording's id, so that a
 //! frame of another recording, or one that somebody put into the text of an
 //! answer, is none of ours. The header has its own, so that rows whose payload is
-//! damaged can still be counted.
+//! damaged can still be counted. Those whose header is damaged as well are counted
+//! by the number in a later one: the end of a commit has that of the row which
+//! comes next. To readers of early versions it is a schema that nothing refers to.
 
 use crate::schema::Table;
 
@@ -63,6 +65,20 @@ impl Seed {
 }
 
 impl Header {
+    /// What stands behind the frames of a commit; `end_seq` is the number of the row
+    /// after its last.
+    pub(crate) fn end_of_commit(end_seq: u64, seed: Seed) -> Self {
+        Self {
+            kind: Kind::Schema,
+            table: Table::Requests,
+            payload_len: 0,
+            rows: 0,
+            first_seq: end_seq,
+            schema_crc: 0,
+            payload_crc: seed.crc(&[]),
+        }
+    }
+
     /// Number of the row after the last.
     pub(crate) fn end_seq(&self) -> u64 {
         self.first_seq.saturating_add(u64::from(self.rows))

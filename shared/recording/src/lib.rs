@@ -11,8 +11,9 @@
 //! Sockets → queue → `tapedeck-writer` (hashes prompts and redacts, numbers rows,
 //! converts them to Arrow once, appends them to the log) → `tapedeck-sealer` (Parquet and manifest), with
 //! `tapedeck-sync` beside them. A disk that is slow to sync stops none of the
-//! others; one that is slow to take Parquet stops the writer when a second
-//! segment is full, then the queue fills, and then the sockets wait or drop.
+//! others; one that is slow to take Parquet stops the writer when a full segment
+//! waits behind the one that is sealed and another is full, then the queue fills,
+//! and then the sockets wait or drop.
 
 #[macro_use]
 mod failpoint;

@@ -1,4 +1,5 @@
-//! The queue between sockets and writer, bounded in batches and in bytes.
+//! The queues between sockets and writer and between writer and sealer, bounded in
+//! items and in bytes.
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -34,6 +35,8 @@ struct Inner<T> {
     items: VecDeque<(T, usize)>,
     bytes: usize,
     closed: bool,
+    most_items: usize,
+    most_bytes: usize,
 }
 
 /// Many producers, one consumer.
@@ -46,11 +49,21 @@ pub(crate) struct Queue<T> {
 
 impl<T> Default for Queue<T> {
     fn default() -> Self {
+        Self::new(QUEUE_BATCHES, QUEUE_BYTES)
+    }
+}
+
+impl<T> Queue<T> {
+    /// Holds up to `most_items` of up to `most_bytes` together, or a single one above
+    /// that.
+    pub(crate) fn new(most_items: usize, most_bytes: usize) -> Self {
         Self {
             inner: Mutex::new(Inner {
-                items: VecDeque::with_capacity(QUEUE_BATCHES),
+                items: VecDeque::with_capacity(most_items),
                 bytes: 0,
                 closed: false,
+                most_items,
+                most_bytes,
             }),
             filled: Condvar::new(),
             emptied: Condvar::new(),
@@ -61,7 +74,7 @@ impl<T> Default for Queue<T> {
 impl<T> Inner<T> {
     fn has_room(&self, bytes: usize) -> bool {
         self.items.is_empty()
-            || (self.items.len() < QUEUE_BATCHES && self.bytes + bytes <= QUEUE_BYTES)
+            || (self.items.len() < self.most_items && self.bytes + bytes <= self.most_bytes)
     }
 
     fn put(&mut self, item: T, bytes: usize) {

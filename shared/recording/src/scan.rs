@@ -86,6 +86,11 @@ impl Scan {
             return false;
         }
         match header.kind {
+            // The end of a commit: rows before it that were not found are lost.
+            Kind::Schema if payload.is_empty() => {
+                self.found.end_seq = self.found.end_seq.max(header.end_seq());
+                true
+            }
             Kind::Schema => {
                 self.schemas.insert(header.schema_crc, payload.clone());
                 true

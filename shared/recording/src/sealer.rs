@@ -1,16 +1,17 @@
 //! The sealer: one thread that turns closed segments into sealed files.
 //!
-//! It owns the manifest. One segment is sealed at a time; handing over the next
-//! waits until that is done, which bounds memory to two segments.
+//! It owns the manifest. One segment is sealed at a time. While that lasts a few
+//! more may wait, so that rows go on into the log at their usual pace; then handing
+//! one over waits.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::manifest::{MANIFEST_FILE, Manifest, SegmentFile, State};
+use crate::queue::{Popped, Queue};
 use crate::recover::Notes;
 use crate::segment::{Cut, Rows, Tables, seal};
 use crate::sink::Gauges;
@@ -34,14 +35,40 @@ pub(crate) struct Closed {
 /// Between two tries on a disk that refuses.
 pub(crate) const RETRY: Duration = Duration::from_secs(1);
 
+/// Closed segments that wait for the sealer at most, and their memory. With the
+/// defaults of a segment one is being sealed, one waits and one is open; shorter ones,
+/// which are cut by age, are more and not larger.
+pub(crate) const WAITING_SEGMENTS: usize = 4;
+const WAITING_BYTES: usize = 128 << 20;
+
+/// The sealer looks up this often; it is woken when there is something to do.
+const LOOK_UP: Duration = Duration::from_secs(60);
+
+type Segments = Queue<Box<Closed>>;
+
 /// The sealer has stopped; joining it says why.
 #[derive(Debug)]
 pub(crate) struct SealerStopped;
 
 #[derive(Debug)]
 pub(crate) struct Sealer {
-    segments: SyncSender<Box<Closed>>,
-    thread: JoinHandle<Result<Manifest, WriteError>>,
+    segments: Arc<Segments>,
+    thread: Option<JoinHandle<Result<Manifest, WriteError>>>,
+}
+
+/// Whoever waits on either side must not wait for a thread that is gone.
+struct CloseGuard(Arc<Segments>);
+
+impl Drop for CloseGuard {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+impl Drop for Sealer {
+    fn drop(&mut self) {
+        self.segments.close();
+    }
 }
 
 impl Sealer {
@@ -56,8 +83,8 @@ impl Sealer {
         gauges: Arc<Gauges>,
         failed: impl Fn(u64) + Send + 'static,
     ) -> std::io::Result<Self> {
-        // No room: a segment is handed over only to a sealer that waits for it.
-        let (segments, received) = sync_channel(0);
+        let segments = Arc::new(Segments::new(WAITING_SEGMENTS, WAITING_BYTES));
+        let theirs = CloseGuard(Arc::clone(&segments));
         let work = Work {
             dir: dir.to_owned(),
             manifest,
@@ -67,21 +94,26 @@ impl Sealer {
         };
         let thread = std::thread::Builder::new()
             .name("tapedeck-sealer".into())
-            .spawn(move || work.run(&received, failed))?;
-        Ok(Self { segments, thread })
+            .spawn(move || work.run(&theirs.0, failed))?;
+        Ok(Self {
+            segments,
+            thread: Some(thread),
+        })
     }
 
-    /// Waits for the segment before and hands over this one.
+    /// Hands over a segment, waiting while there is no room for it.
     pub(crate) fn seal(&self, closed: Closed) -> Result<(), SealerStopped> {
+        let bytes = closed.rows.size_bytes();
         self.segments
-            .send(Box::new(closed))
+            .push(Box::new(closed), bytes)
             .map_err(|_| SealerStopped)
     }
 
     /// The manifest after all segments handed over are sealed.
-    pub(crate) fn finish(self) -> Result<Manifest, WriteError> {
-        drop(self.segments);
-        self.thread.join().map_err(|_| WriteError::Panicked)?
+    pub(crate) fn finish(mut self) -> Result<Manifest, WriteError> {
+        self.segments.close();
+        let thread = self.thread.take().ok_or(WriteError::Panicked)?;
+        thread.join().map_err(|_| WriteError::Panicked)?
     }
 }
 
@@ -94,16 +126,23 @@ struct Work {
 }
 
 impl Work {
-    fn run(
-        mut self,
-        segments: &Receiver<Box<Closed>>,
-        failed: impl Fn(u64),
-    ) -> Result<Manifest, WriteError> {
-        while let Ok(closed) = segments.recv() {
-            let unlogged = closed.unlogged;
-            self.take(*closed).inspect_err(|_| failed(unlogged))?;
+    fn run(mut self, segments: &Segments, failed: impl Fn(u64)) -> Result<Manifest, WriteError> {
+        loop {
+            let closed = match segments.pop(LOOK_UP) {
+                Popped::Item(closed) => closed,
+                Popped::Timeout => continue,
+                Popped::Closed => return Ok(self.manifest),
+            };
+            let mut unlogged = closed.unlogged;
+            self.take(*closed).inspect_err(|_| {
+                // Those that wait go the same way.
+                segments.close();
+                while let Popped::Item(waiting) = segments.pop(Duration::ZERO) {
+                    unlogged += waiting.unlogged;
+                }
+                failed(unlogged);
+            })?;
         }
-        Ok(self.manifest)
     }
 
     fn take(&mut self, closed: Closed) -> Result<(), WriteError> {

@@ -1,7 +1,7 @@
 //! The write-ahead log: the open segment on disk before it is sealed.
 //!
 //! `wal/<first_seq>.wal` begins with the schemas of the five tables and goes on
-//! with the rows of each commit ([`crate::frame`]). Rows are converted to Arrow
+//! with the rows of each commit and what tells its end ([`crate::frame`]). Rows are converted to Arrow
 //! once: the log and the sealed file are made of the same batches.
 
 use std::fs::File;
@@ -117,6 +117,12 @@ impl Wal {
                 open.file.write_all_at(frame, at)?;
                 at += frame.len() as u64;
                 give_way();
+            }
+            if let Some(last) = commit.last() {
+                let end_seq = last.first_seq + last.batch.num_rows() as u64;
+                let end = Header::end_of_commit(end_seq, seed).encode(seed);
+                open.file.write_all_at(&end, at)?;
+                at += end.len() as u64;
             }
             Ok(())
         })();

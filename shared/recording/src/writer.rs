@@ -65,7 +65,7 @@ word_enum! {
 pub enum DiskError {
     /// Stop: for a load, which is better ended than measured in part.
     Stop,
-    /// Try again once a second. Meanwhile rows gather in memory, up to two
+    /// Try again once a second. Meanwhile rows gather in memory, up to three
     /// segments and the queue; then [`Sink::offer`] drops and counts. For a proxy,
     /// whose traffic goes on in any case.
     DropAndRetry,
@@ -547,6 +547,11 @@ impl WriterState {
             }
             Err(_) if self.options.on_disk_error == DiskError::DropAndRetry => {
                 log.try_again_ns = Some(in_ns(RETRY));
+                // Parquet takes a tenth of the room, and gives that of the log back.
+                // Once it is refused as well rows gather in memory.
+                if !self.gauges.seal_refused.load(Ordering::Relaxed) {
+                    self.cut_at_ns = monotonic_ns();
+                }
                 Ok(())
             }
             Err(source) => Err(WriteError::File { path, source }.into()),
@@ -554,7 +559,7 @@ impl WriterState {
     }
 
     /// Hands the open segment to the sealer, all tables on one cut, waiting while
-    /// it is busy with the one before.
+    /// others wait for it.
     fn cut(&mut self, tables: Tables, state: State) -> Result<(), Halt> {
         let closed = Closed {
             cut: Cut {

@@ -6,6 +6,7 @@
 mod keeper;
 mod log;
 
+use std::hash::{BuildHasher, RandomState};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -53,14 +54,27 @@ pub struct Launch {
     pub patience: Duration,
 }
 
+/// Ports of which [`free_port`] takes one, and how many it tries. They lie below
+/// those that Linux gives to whoever asks for any (from 32768 on): one of those
+/// would be somebody's connection before the server listens.
+const PORTS: std::ops::Range<u16> = 20_000..32_000;
+const PORT_TRIES: u64 = 100;
+
 /// A port of this machine that nobody listens on now. Somebody may before the
 /// server does: then that fails, and says so.
 ///
 /// # Errors
 /// When there is none.
 pub fn free_port() -> Result<u16> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no port is free")?;
-    Ok(listener.local_addr().context("no port is free")?.port())
+    // The standard library's one source of randomness: who calls next gets another.
+    let random = RandomState::new();
+    let chosen = (0..PORT_TRIES).find_map(|attempt| {
+        let offset = random.hash_one(attempt) % PORTS.len() as u64;
+        let port = PORTS.start + u16::try_from(offset).ok()?;
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port));
+        listener.is_ok().then_some(port)
+    });
+    chosen.context("no port is free")
 }
 
 /// A server that was started. Dropping it stops it.

@@ -6,12 +6,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
 use tapedeck_live::{Stop, StopLevel};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Exit code of a process that a signal ended, as shells give it for Ctrl-C.
 const INTERRUPTED: i32 = 130;
 
-/// Raises `stop` on signals, from a thread of its own, until the process ends.
+/// Raises `stop` on signals, from a thread of its own, until the process ends. From
+/// the return of this call on a signal ends nothing unsealed.
 ///
 /// # Errors
 /// When the thread or the handlers cannot be set up.
@@ -20,9 +21,17 @@ pub fn watch(stop: Arc<Stop>) -> Result<()> {
         .enable_io()
         .build()
         .context("cannot watch signals")?;
+    let of_kind = |kind| signal(kind).context("cannot watch signals");
+    let (interrupts, terminations) = {
+        let _entered = runtime.enter();
+        (
+            of_kind(SignalKind::interrupt())?,
+            of_kind(SignalKind::terminate())?,
+        )
+    };
     std::thread::Builder::new()
         .name("tapedeck-signals".into())
-        .spawn(move || runtime.block_on(raise(&stop)))
+        .spawn(move || runtime.block_on(raise(&stop, interrupts, terminations)))
         .context("cannot watch signals")?;
     Ok(())
 }
@@ -54,14 +63,7 @@ pub fn watch_hangups() -> Result<Arc<AtomicBool>> {
     Ok(flag)
 }
 
-async fn raise(stop: &Stop) {
-    let (Ok(mut interrupt), Ok(mut terminate)) = (
-        signal(SignalKind::interrupt()),
-        signal(SignalKind::terminate()),
-    ) else {
-        eprintln!("warning: signals cannot be watched, Ctrl-C ends the run without sealing");
-        return;
-    };
+async fn raise(stop: &Stop, mut interrupts: Signal, mut terminations: Signal) {
     let mut levels = [
         (
             StopLevel::Drain,
@@ -72,8 +74,8 @@ async fn raise(stop: &Stop) {
     .into_iter();
     loop {
         tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
+            _ = interrupts.recv() => {}
+            _ = terminations.recv() => {}
         }
         // Everything is sealed; what is still to come is a report at most.
         if stop.is_over() {
