@@ -15,7 +15,7 @@
 //! segment is full, then the queue fills, and then the sockets wait or drop.
 
 #[macro_use]
-mod failpoint;
+pub mod failpoint;
 pub mod columns;
 pub mod event;
 mod files;
