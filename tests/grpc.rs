@@ -11,7 +11,7 @@ use std::time::Duration;
 use futures::Stream;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tapedeck_recording::event::TimestampSource;
-use tapedeck_recording::{EventBatch, Recording, Table};
+use tapedeck_recording::{EventBatch, Recording, RequestRow, Table};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
@@ -341,6 +341,10 @@ fn both_protocols_are_spoken_measured_and_replayed() {
         for (request, response) in events.requests.iter().zip(&events.responses) {
             assert_eq!(&*request.url_path, "/ppl.llm.proto.LLMService/Generation");
             assert_eq!(request.max_output_tokens, Some(4));
+            // The phases of a connection are those of the call that opened it.
+            let is_fresh = request.conn_reused == Some(false);
+            let opened = [request.t_connect_ns, request.t_connected_ns];
+            assert!(opened.iter().all(|t_ns| t_ns.is_some() == is_fresh));
             assert_eq!(response.outcome.as_str(), "ok", "{:?}", response.error);
             assert_eq!(response.finish_reason.as_deref(), finish);
             assert_eq!(response.timestamp_source, TimestampSource::Kernel);
@@ -396,6 +400,11 @@ fn both_protocols_are_spoken_measured_and_replayed() {
         run_line("replay", &line).expect(0);
         let calls = server.ledger.lock().unwrap();
         assert_eq!(calls.len(), 13);
+        // Each took its connection before it was due, and gave it back.
+        let (events, _) = recorded(&again);
+        let reused = |row: &&RequestRow| row.conn_reused == Some(true);
+        assert!(events.requests.iter().any(|row| reused(&row)));
+        assert!(events.responses.iter().all(|r| r.outcome.as_str() == "ok"));
         assert!(calls.iter().all(|call| call.request == expected));
     }
 }

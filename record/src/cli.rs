@@ -23,14 +23,21 @@ use crate::workload::WorkloadArgs;
 /// arrived, every response, as Parquet.
 #[derive(Debug, Parser)]
 #[command(name = "record", version, max_term_width = 100)]
+#[cfg_attr(not(feature = "report"), command(after_help = LEAN))]
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
 }
 
+/// What a build without the analyzer cannot do.
+#[cfg(not(feature = "report"))]
+const LEAN: &str = "This build is without the analyzer: no closing report (`analyze report` \
+    makes it), no --slo, no --strict, and no --find-max, whose trials the analyzer judges.";
+
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Drive load at an endpoint and record it.
+    #[cfg_attr(not(feature = "report"), command(after_help = LEAN))]
     Load(Box<LoadArgs>),
     /// Pass requests on to a server, unchanged, and record them.
     Proxy(Box<ProxyArgs>),

@@ -351,7 +351,7 @@ impl<'a> Load<'a> {
                 settings: self.settings(level, harness),
                 workload: Workload {
                     kind: self.source.kind.to_owned(),
-                    path: self.source.origin.clone(),
+                    path: self.origin(),
                     content_hash: Some(workload_hash(
                         &self.requests,
                         &self.prompts,
@@ -365,6 +365,16 @@ impl<'a> Load<'a> {
             duration: self.args.shape.duration,
             number: self.expected(level),
         }
+    }
+
+    /// Where prompts come from. A command may hold what it prints: where texts are
+    /// hidden it stands in the command line only, as its hash.
+    fn origin(&self) -> Option<String> {
+        let args = self.args;
+        let hides_text = args.output.privacy.hides_text();
+        let is_command = args.workload.dataset_command.is_some();
+        let origin = self.source.origin.clone();
+        origin.filter(|_| !(is_command && hides_text))
     }
 
     /// About how many requests there will be, where it can be known.
