@@ -39,8 +39,8 @@ pub struct FindArgs {
     /// Queues build up in time: for rates, give a --duration. The prompts of a trial
     /// all begin with one line of 16 digits, made of --seed, --salt and the trial's
     /// number, so that the server's prefix cache has none of them from the trials
-    /// before. A trial in which this client was the bottleneck ends the search. Exit
-    /// code 1 when no level passes.
+    /// before (nor from an earlier search, with another seed or salt). A trial in which
+    /// this client was the bottleneck ends the search. Exit code 1 when no level passes.
     #[arg(long, value_name = "WHAT", requires = "slos")]
     pub find_max: Option<Raised>,
     /// Share of requests that are to meet every --slo, above 0 and at most 1.
@@ -465,7 +465,9 @@ impl Found<'_> {
         writeln!(out, "\nSearch for the highest {what}{labels}").ok();
         write_columns(out, &rows);
         let prompts = match self.is_salted() {
-            true => "each trial's prompts begin with a line of its own, which no prefix cache knew",
+            true => {
+                "each trial's prompts begin with a line of its own: no prefix cache has them from another"
+            }
             false => "all trials sent the same prompts: a prefix cache flatters the later ones",
         };
         writeln!(out, "{prompts}\n{}", self.sentence()).ok();

@@ -52,12 +52,12 @@ pub fn run(args: &LoadArgs) -> Result<Ending> {
     }
     check_places(args.api, &body_options(&args.body, None)?)?;
     check_connections(args.api, &args.connection)?;
+    labels::check(args)?;
     let source = source::source(args)?;
     tell(&source);
     let levels = config::levels(&args.shape, source.default_number)?;
     #[cfg(feature = "report")]
     args.find.check(args)?;
-    labels::check(args)?;
     let runs = Runs {
         source: &source,
         levels: &levels,
