@@ -357,21 +357,17 @@ fn both_protocols_are_spoken_measured_and_replayed() {
             let order: Vec<i64> = [sent].into_iter().chain(arrivals).chain([end]).collect();
             assert!(order.is_sorted(), "{order:?}");
         }
-        // No message arrived before the server began to send it.
+        // No message arrived before the server began to send it: nor did the n-th of
+        // all before the n-th was begun, whichever call it is of.
         let calls = server.ledger.lock().unwrap();
-        let arrivals = |id| chunks_of(&events, id).1;
-        let mut first: Vec<_> = events.requests.iter().map(|r| r.request_id).collect();
-        first.sort_by_key(|id| arrivals(*id)[0]);
-        let mut served: Vec<_> = calls.iter().map(|call| &call.t_before_ns).collect();
-        served.sort_by_key(|sent| sent[0]);
-        for (id, sent) in first.iter().zip(served) {
-            assert!(
-                arrivals(*id)
-                    .iter()
-                    .zip(sent)
-                    .all(|(t_ns, before_ns)| t_ns + start_ns >= *before_ns)
-            );
-        }
+        let ids = events.requests.iter().map(|r| r.request_id);
+        let mut arrived: Vec<i64> = ids.flat_map(|id| chunks_of(&events, id).1).collect();
+        let mut begun: Vec<i64> = calls.iter().flat_map(|c| c.t_before_ns.clone()).collect();
+        arrived.sort_unstable();
+        begun.sort_unstable();
+        assert_eq!(arrived.len(), begun.len());
+        let mut pairs = arrived.iter().zip(&begun);
+        assert!(pairs.all(|(t_ns, before_ns)| t_ns + start_ns >= *before_ns));
         assert!(
             calls.iter().all(|call| call.request == expected),
             "{calls:?}"
