@@ -51,8 +51,9 @@ pub fn reply_text(api: Api, payload: &[u8]) -> Option<String> {
         InterpreterName::PplV1 | InterpreterName::PplV2 => ppl::output_text(payload),
         InterpreterName::Places => {
             let mut document = document(payload)?;
-            if let Some(choices) = &response.choices {
-                keep_first(choices.one_mut(&mut document));
+            let choices = response.choices.as_ref();
+            if let Some(list) = choices.and_then(|at| at.one_mut(&mut document)) {
+                keep_first(list);
             }
             let mut text = String::new();
             add(&response.text, &document, &mut text);
@@ -62,8 +63,8 @@ pub fn reply_text(api: Api, payload: &[u8]) -> Option<String> {
 }
 
 /// Leaves of a list of choices the first: that of index 0, where they have indices.
-fn keep_first(choices: Option<&mut Value>) {
-    if let Some(Value::Array(choices)) = choices {
+fn keep_first(choices: &mut Value) {
+    if let Value::Array(choices) = choices {
         let is_first = |choice: &Value| choice["index"].as_i64().unwrap_or(0) == 0;
         let first = choices.iter().position(is_first);
         *choices = first
