@@ -9,8 +9,9 @@ use std::sync::Mutex;
 use tapedeck_recording::{ChunkKind, Recording};
 use tapedeck_wire::dialect::{Api, Framing};
 
+use crate::calls::CallServer;
 use crate::support::dialects::{self, Case, Fixture, PROMPT};
-use crate::support::mock_llm::replies::{LAST_CHUNK, http_chunk};
+use crate::support::mock_llm::replies::{LAST_CHUNK, http_chunk, json};
 use crate::support::mock_llm::{MockLlm, Script, Step};
 use crate::support::programs::{program, run, run_line};
 use crate::support::proxy::ProxyProcess;
@@ -40,8 +41,40 @@ fn load(api: &str, url: &str, flags: &str, out: &Path) {
     );
 }
 
+/// A server that keeps book of what it sends.
+trait Sends {
+    /// When step `step` of the answer to request `number` began to be written.
+    fn sent_ns(&self, number: usize, step: usize) -> i64;
+}
+
+impl Sends for MockLlm {
+    fn sent_ns(&self, number: usize, step: usize) -> i64 {
+        self.ledger()[number].write_of(step).unwrap().t_before_ns
+    }
+}
+
+impl Sends for CallServer {
+    fn sent_ns(&self, number: usize, step: usize) -> i64 {
+        // A head, and before each message a pause.
+        self.sent_ns(number, (step - 2) / 2)
+    }
+}
+
+/// Loads a server that answers as `case` says, and checks what was recorded.
+fn load_case(api: &str, fixture: &Fixture, case: &Case, flags: &str, out: &Path) {
+    let grpc = Api::from_word(api).unwrap().dialect().response.framing == Framing::Grpc;
+    if grpc {
+        let server = CallServer::start(fixture, case);
+        load(api, &format!("http://{}", server.addr), flags, out);
+        return check(api, case, &server, &Recording::open(out).unwrap());
+    }
+    let mock = case.serve(fixture);
+    load(api, &mock.url(), flags, out);
+    check(api, case, &mock, &Recording::open(out).unwrap());
+}
+
 /// What a recording says of one case, checked against the fixture.
-fn check(api: &str, case: &Case, mock: &MockLlm, recording: &Recording) {
+fn check(api: &str, case: &Case, server: &impl Sends, recording: &Recording) {
     let label = format!("{api} {}", case.name);
     let events = events(recording);
     assert_eq!(events.responses.len(), REQUESTS, "{label}");
@@ -80,7 +113,6 @@ fn check(api: &str, case: &Case, mock: &MockLlm, recording: &Recording) {
         ];
         assert_eq!(counts, expected, "{label}");
     }
-    let ledger = mock.ledger();
     for (number, request) in events.requests.iter().enumerate() {
         let id = request.request_id;
         let chunks = events.chunks.rows.iter().filter(|c| c.request_id == id);
@@ -96,10 +128,9 @@ fn check(api: &str, case: &Case, mock: &MockLlm, recording: &Recording) {
         let step = case.first_content_step();
         assert_eq!(first.is_some(), step.is_some(), "{label}");
         if let (Some(first), Some(step)) = (first, step) {
-            let write = ledger[number].write_of(step).unwrap();
             let t_ns = first.t_ns + recording.manifest.monotonic_start_ns;
             assert!(
-                t_ns >= write.t_before_ns,
+                t_ns >= server.sent_ns(number, step),
                 "{label}: earlier than it was sent"
             );
         }
@@ -110,9 +141,7 @@ fn check(api: &str, case: &Case, mock: &MockLlm, recording: &Recording) {
 fn every_dialect_sends_and_reads_what_its_fixture_says() {
     let fixtures = dialects::all();
     let names: BTreeSet<&str> = fixtures.iter().map(|(name, _)| name.as_str()).collect();
-    // `tests/grpc.rs` has the others.
-    let over_http = Api::built_in().filter(|r| r.dialect().response.framing != Framing::Grpc);
-    let built_in: BTreeSet<&str> = over_http.map(|row| row.name).collect();
+    let built_in: BTreeSet<&str> = Api::built_in().map(|row| row.name).collect();
     assert_eq!(names, built_in, "each has its fixture");
     let dir = tempfile::tempdir().unwrap();
     let jobs: Vec<(&str, &Fixture, &Case)> = fixtures
@@ -130,14 +159,12 @@ fn every_dialect_sends_and_reads_what_its_fixture_says() {
         for _ in 0..4 {
             scope.spawn(|| {
                 while let Some((api, fixture, case)) = { queue.lock().unwrap().next() } {
-                    let mock = case.serve(fixture);
                     let out = dir.path().join(format!("{api}.{}", case.name));
                     let flags = format!(
                         "{} {} --name {api}.{}",
                         fixture.flags, case.flags, case.name
                     );
-                    load(api, &mock.url(), &flags, &out);
-                    check(api, case, &mock, &Recording::open(&out).unwrap());
+                    load_case(api, fixture, case, &flags, &out);
                 }
             });
         }
@@ -169,7 +196,7 @@ fn assert_report(root: &Path, jobs: &[(&str, &Fixture, &Case)]) {
         }
         let ttft = case.first_content_step().map_or("", |_| "true");
         let tokens = case
-            .output_tokens
+            .reported_tokens()
             .map(|n| n.to_string())
             .unwrap_or_default();
         let expected = format!("{ttft},true,{tokens}");
@@ -306,6 +333,81 @@ fn the_documented_dialect_of_llama_cpp_works_and_its_recording_replays_without_i
                 .all(|r| &*r.api == "llama-completion")
         );
     }
+}
+
+/// Answers as one JSON list, or one document, with two choices in it.
+const LISTS: &str = r#"
+version = 1
+[request]
+path = "/list"
+whole_path = "/whole"
+body = '{"said": "%messages", "stream": "%stream"}'
+[response]
+framing = "json"
+text = "/candidates/*/text"
+choices = "/candidates"
+finish = "/candidates/0/finish"
+[response.usage]
+output_tokens = "/tokens"
+"#;
+
+#[test]
+fn a_list_of_json_is_a_stream_and_a_document_an_answer_of_which_one_choice_is_carried_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("lists.toml");
+    fs::write(&file, LISTS).unwrap();
+    let mut list = vec![Step::send(
+        "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n",
+    )];
+    // Cut where no element ends, as servers that stream lists do.
+    for piece in [
+        "[{\"candidates\":[{\"text\":\"Hi\"}]}\n",
+        ",\n{\"candidates\":[{\"text\":\" you\"",
+        "}]}",
+        ",{\"candidates\":[{\"text\":\"\",\"finish\":\"STOP\"}],\"tokens\":2}]",
+    ] {
+        list.push(Step::pause_ms(3));
+        list.push(Step::send(http_chunk(piece.as_bytes())));
+    }
+    list.push(Step::send(LAST_CHUNK));
+    let whole = r#"{"candidates":[{"index":1,"text":"No."},{"index":0,"text":"Yes.","finish":"STOP"}],"tokens":2}"#;
+    let mock = MockLlm::start(Script::by_path(vec![
+        ("/list".to_owned(), list.into()),
+        ("/whole".to_owned(), json(200, whole)),
+    ]));
+    let api = file.to_str().unwrap();
+    let of = |name: &str, flags: &str| {
+        let out = dir.path().join(name);
+        load(api, &mock.url(), flags, &out);
+        let recording = Recording::open(&out).unwrap();
+        (events(&recording), recording.manifest.monotonic_start_ns)
+    };
+    let (streamed, start_ns) = of("list", "");
+    let kinds: Vec<_> = streamed.chunks.rows.iter().map(|c| c.kind).collect();
+    let one = [ChunkKind::Content, ChunkKind::Content, ChunkKind::Usage];
+    assert_eq!(kinds, one.repeat(REQUESTS));
+    for (number, response) in streamed.responses.iter().enumerate() {
+        assert_eq!(response.outcome.as_str(), "ok", "{:?}", response.error);
+        assert_eq!(response.finish_reason.as_deref(), Some("STOP"));
+        assert_eq!(response.output_tokens, Some(2));
+        let arrived = &streamed.chunks.rows[number * one.len()..][..one.len()];
+        // With the read that closed each of them.
+        for (chunk, step) in arrived.iter().zip([2, 6, 8]) {
+            assert!(chunk.t_ns + start_ns >= mock.sent_ns(number, step));
+        }
+    }
+
+    let (whole, _) = of("whole", "--no-stream --num-turns 2");
+    assert_eq!(whole.responses.len(), 2 * REQUESTS, "sessions of two turns");
+    for response in &whole.responses {
+        assert_eq!(response.outcome.as_str(), "ok", "{:?}", response.error);
+        assert_eq!((response.chunk_count, response.output_tokens), (0, Some(2)));
+    }
+    let carried = mock.ledger().into_iter().filter_map(|served| {
+        let said = served.request.json()?["said"].as_array()?.clone();
+        (said.len() == 3).then(|| said[1]["content"].clone())
+    });
+    assert_eq!(carried.collect::<Vec<_>>(), ["Yes."; REQUESTS]);
 }
 
 #[test]

@@ -6,6 +6,8 @@
 
 mod attempts;
 mod awkward;
+#[path = "support/calls.rs"]
+mod calls;
 mod compare;
 mod crash;
 mod data_sets;

@@ -1,7 +1,7 @@
 //! `record load --find-max` against a simulator with a knee.
 
 use serde_json::Value;
-use tapedeck_recording::{ChunkKind, Phase, Recording, Table};
+use tapedeck_recording::{ChunkKind, Phase, Recording, RequestRow, Table};
 
 use crate::support::programs::{Ran, run_line};
 use crate::support::recording::MS;
@@ -22,6 +22,24 @@ fn search(more: &str, out: &std::path::Path) -> Ran {
 fn found(ran: &Ran) -> Value {
     let json: Value = serde_json::from_str(&ran.stdout).unwrap();
     json["find_max"].clone()
+}
+
+fn prompts_of(recording: &Recording) -> Vec<String> {
+    let requests = recording.rows(Table::Requests).unwrap().requests;
+    let prompt = |row: &RequestRow| {
+        let body: Value = serde_json::from_slice(row.body.as_ref().unwrap()).unwrap();
+        body["messages"][0]["content"].as_str().unwrap().to_owned()
+    };
+    requests.iter().map(prompt).collect()
+}
+
+/// The line that all prompts of a trial begin with, the probe's too.
+fn salt_of(recording: &Recording) -> String {
+    let prompts = prompts_of(recording);
+    let (salt, prompt) = prompts[0].split_once('\n').unwrap();
+    assert_eq!((salt.len(), prompt), (16, "x"));
+    assert!(prompts.iter().all(|other| *other == prompts[0]));
+    salt.to_owned()
 }
 
 /// Measured requests of a recording, and those with a TTFT within the SLO, counted
@@ -45,7 +63,7 @@ fn counted(recording: &Recording) -> (usize, usize) {
 fn the_highest_parallel_within_the_slo_is_found_by_trials_that_are_recordings() {
     let dir = tempfile::tempdir().unwrap();
     let flags = format!(
-        "--find-max parallel --parallel 2 --number 6 --slo ttft_ms={SLO_MS} --slo-share 0.8 \
+        "--seed 7 --find-max parallel --parallel 2 --number 6 --slo ttft_ms={SLO_MS} --slo-share 0.8 \
          --find-tolerance 0.5 --find-repeats 1"
     );
     // A busy machine may make this client the bottleneck, which ends a search, or the
@@ -58,6 +76,7 @@ fn the_highest_parallel_within_the_slo_is_found_by_trials_that_are_recordings() 
         }
         let trials = json["trials"].as_array().unwrap();
         assert_trials_are_recordings(trials);
+        assert!(ran.stderr.contains("trial 1: parallel 2"));
         let ran = ran.expect(i32::from(json["highest"].is_null()));
         let levels = |result: &str| {
             let with = trials.iter().filter(|t| t["result"] == result);
@@ -75,17 +94,26 @@ fn the_highest_parallel_within_the_slo_is_found_by_trials_that_are_recordings() 
     assert_eq!(knee["end"], "found");
     let trials = knee["trials"].as_array().unwrap();
     assert_eq!(trials.len(), 2);
+    assert_eq!(knee["trial_prompts"], "salted");
     // Four in flight send two rounds at least.
     assert_eq!(trials[1]["requests"], 8);
 }
 
 /// What a search says of each of its trials is what its recording holds.
 fn assert_trials_are_recordings(trials: &[Value]) {
+    let mut salts = Vec::new();
     for (number, trial) in trials.iter().enumerate() {
         let recording = Recording::open(trial["path"].as_str().unwrap().as_ref()).unwrap();
         let (requests, good) = counted(&recording);
         assert_eq!(trial["requests"], requests, "trial {number}");
         assert_eq!(trial["good_requests"], good, "trial {number}");
+        salts.push(salt_of(&recording));
+        assert_eq!(trial["salt"], salts[number]);
+        let manifest = &recording.manifest;
+        assert_eq!(manifest.workload.as_ref().unwrap().seed, 7);
+        let settings = &manifest.settings;
+        let told = serde_json::json!({"number": number, "repeat": 0, "salt": salts[number], "salted_prompts": 1});
+        assert_eq!((&settings["trial"], &settings["seed"]), (&told, &7.into()));
         let labels = &recording.manifest.labels;
         assert_eq!(labels["trial"], number.to_string());
         assert_eq!(
@@ -101,14 +129,25 @@ fn assert_trials_are_recordings(trials: &[Value]) {
         let within = interval[0].as_f64().unwrap()..=interval[1].as_f64().unwrap();
         assert!(within.contains(&share), "{within:?}");
     }
+    for (number, salt) in salts.iter().enumerate() {
+        let others = &salts[..number];
+        assert!(!others.contains(salt), "no trial has a prompt of another");
+    }
 }
 
 #[test]
 fn an_slo_that_no_level_keeps_is_a_finding() {
     let dir = tempfile::tempdir().unwrap();
-    let flags = "--find-max rate --rate 40 --number 4 --slo ttft_ms=1 --find-trials 2";
+    let flags =
+        "--find-max rate --rate 40 --number 4 --slo ttft_ms=1 --find-trials 2 --find-same-prompts";
     let ran = search(flags, &dir.path().join("r")).expect(1);
     let found = found(&ran);
+    assert_eq!(found["trial_prompts"], "same");
+    for trial in found["trials"].as_array().unwrap() {
+        let recording = Recording::open(trial["path"].as_str().unwrap().as_ref()).unwrap();
+        assert!(prompts_of(&recording).iter().all(|prompt| prompt == "x"));
+        assert_eq!(recording.manifest.settings["trial"]["salt"], Value::Null);
+    }
     assert_eq!(found["what"], "rate");
     assert_eq!(found["highest"], Value::Null);
     if found["end"] == "out_of_trials" {
@@ -153,6 +192,10 @@ fn a_search_that_makes_no_sense_does_not_start() {
             "leave out --ramp-up",
         ),
         ("--find-trials 3", "--find-max"),
+        (
+            "--find-max rate --slo ttft_ms=1 --metadata level=3",
+            "names level, which --find-max labels",
+        ),
     ] {
         let stderr = search(flags, &out).expect(2).stderr;
         assert!(stderr.contains(message), "{flags}: {stderr}");

@@ -337,6 +337,10 @@ fn both_protocols_are_spoken_measured_and_replayed() {
         for (request, response) in events.requests.iter().zip(&events.responses) {
             assert_eq!(&*request.url_path, "/ppl.llm.proto.LLMService/Generation");
             assert_eq!(request.max_output_tokens, Some(4));
+            // The phases of a connection are those of the call that opened it.
+            let is_fresh = request.conn_reused == Some(false);
+            let opened = [request.t_connect_ns, request.t_connected_ns];
+            assert!(opened.iter().all(|t_ns| t_ns.is_some() == is_fresh));
             assert_eq!(response.outcome.as_str(), "ok", "{:?}", response.error);
             assert_eq!(response.finish_reason.as_deref(), finish);
             assert_eq!(response.timestamp_source, TimestampSource::Kernel);
@@ -349,18 +353,17 @@ fn both_protocols_are_spoken_measured_and_replayed() {
             let order: Vec<i64> = [sent].into_iter().chain(arrivals).chain([end]).collect();
             assert!(order.is_sorted(), "{order:?}");
         }
-        // No message arrived before the server began to send it. Nothing tells which
-        // call was whose: what holds for each holds for them in order.
+        // No message arrived before the server began to send it: nor did the n-th of
+        // all before the n-th was begun, whichever call it is of.
         let calls = server.ledger.lock().unwrap();
-        for nth in 0..4 {
-            let ids = events.requests.iter().map(|r| r.request_id);
-            let mut arrived: Vec<_> = ids.map(|id| chunks_of(&events, id).1[nth]).collect();
-            let mut sent: Vec<_> = calls.iter().map(|call| call.t_before_ns[nth]).collect();
-            arrived.sort_unstable();
-            sent.sort_unstable();
-            let mut pairs = arrived.iter().zip(&sent);
-            assert!(pairs.all(|(t_ns, before_ns)| t_ns + start_ns >= *before_ns));
-        }
+        let ids = events.requests.iter().map(|r| r.request_id);
+        let mut arrived: Vec<i64> = ids.flat_map(|id| chunks_of(&events, id).1).collect();
+        let mut begun: Vec<i64> = calls.iter().flat_map(|c| c.t_before_ns.clone()).collect();
+        arrived.sort_unstable();
+        begun.sort_unstable();
+        assert_eq!(arrived.len(), begun.len());
+        let mut pairs = arrived.iter().zip(&begun);
+        assert!(pairs.all(|(t_ns, before_ns)| t_ns + start_ns >= *before_ns));
         assert!(
             calls.iter().all(|call| call.request == expected),
             "{calls:?}"
@@ -492,6 +495,18 @@ fn calls_go_over_tls_too_and_what_grpc_cannot_do_is_said() {
         let fresh = request.conn_reused == Some(false);
         assert_eq!(request.t_tls_ns.is_some(), fresh);
     }
+    // In an open loop a call takes its connection before it is due: kept ones too.
+    let out = dir.path().join("open");
+    let flags = format!("{flags} --no-probe --number 3 --rate 5 --burstiness inf");
+    load("ppl-v1", &url, &flags.replace("--number 2", ""), &out).expect(0);
+    let (events, _) = recorded(&out);
+    let outcomes = events.responses.iter().map(|r| r.outcome.as_str());
+    assert_eq!(outcomes.collect::<Vec<_>>(), ["ok"; 3]);
+    let kept = events
+        .requests
+        .iter()
+        .filter(|r| r.conn_reused == Some(true));
+    assert!(kept.count() > 0, "one of two followed on a connection");
     for (flags, message) in [
         ("--no-stream", "every answer of ppl-v1 is a stream"),
         ("--warm-connections 2", "needs HTTP/2"),

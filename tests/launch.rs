@@ -204,4 +204,9 @@ fn a_server_that_cannot_be_loaded_is_one_message_with_its_last_words() {
         stderr.contains("--matrix needs a server to launch"),
         "{stderr}"
     );
+    let cell = ["--launch", "exit {tp}", "--matrix", "tp=1,2"];
+    for labels in [["--metadata", "tp=9"], ["--label", "tp=9"]] {
+        let stderr = refused(&[&cell[..], &labels].concat(), &out);
+        assert!(stderr.contains("names tp, which --matrix"), "{stderr}");
+    }
 }

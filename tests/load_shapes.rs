@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
 
 use serde_json::{Value, json};
-use tapedeck_recording::{Phase, Recording, RequestRow, Table};
+use tapedeck_recording::{MarkRow, Phase, Recording, RequestRow, Table};
 
 use crate::support::mock_llm::replies::Stream;
 use crate::support::mock_llm::{MockLlm, Script, Served};
-use crate::support::programs::{Ran, run, run_line};
+use crate::support::programs::{Ran, program, run, run_line};
 
 const MS: i64 = 1_000_000;
 
@@ -225,6 +227,75 @@ fn a_client_ends_after_its_own_time() {
         assert!(scheduled.iter().all(|t_ns| t_ns - begun_ns < 250 * MS));
     }
     assert_eq!(settings(&out)["client_duration_s"], 0.25);
+
+    // A warm-up that is longer takes nothing of it.
+    let out = dir.path().join("warm");
+    let rest = "--prompt x --parallel 2 --client-duration 120ms --warmup-duration 250ms";
+    let said = load(&mock, &out, rest).expect(0).stderr;
+    assert!(!said.contains("nothing was measured"), "{said}");
+    let rows = requests(&out);
+    let measured = of_phase(&rows, Phase::Measure);
+    let marks = Recording::open(&out).unwrap().rows(Table::Marks).unwrap();
+    let is_begin =
+        |mark: &&MarkRow| &*mark.name == "phase_begin" && mark.detail.contains("measure");
+    let begin_ns = marks.marks.iter().find(is_begin).unwrap().t_ns;
+    assert!(measured.len() > 2, "each of two clients went on");
+    let freed = measured.iter().map(|row| row.t_scheduled_ns.unwrap());
+    assert!(freed.max().unwrap() < begin_ns + 120 * MS);
+}
+
+#[test]
+fn a_warm_up_whose_request_dies_of_us_is_an_error_and_no_wait() {
+    let mock = MockLlm::start(Script::always(Stream::chat(2, 1, 1).reply()));
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("r");
+    let mut command = program("record");
+    command.args([
+        "load",
+        "--url",
+        &mock.url(),
+        "--model",
+        "m",
+        "--prompt",
+        "x",
+    ]);
+    command
+        .args("--no-probe --json --workers 1 --rate -1 --warmup-requests 4 --number 2".split(' '));
+    command.arg("--out").arg(&out);
+    command.env("FAILPOINTS", "worker::request=1*panic");
+    command.stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let has_ended = (0..3000).any(|_| {
+        std::thread::sleep(Duration::from_millis(10));
+        child.try_wait().unwrap().is_some()
+    });
+    if !has_ended {
+        child.kill().unwrap();
+    }
+    let ran = Ran::from(child.wait_with_output().unwrap()).expect(2);
+    assert!(
+        ran.stderr.contains("tapedeck-worker-0 ended early"),
+        "{}",
+        ran.stderr
+    );
+    // What came of the others is there; the load never began.
+    let rows = requests(&out);
+    assert!(of_phase(&rows, Phase::Measure).is_empty());
+}
+
+#[test]
+fn a_load_in_which_nothing_is_measured_says_so() {
+    let mock = MockLlm::start(Script::always(Stream::chat(2, 60, 1).reply()));
+    let dir = tempfile::tempdir().unwrap();
+    // The warm-up has the only slot for longer than the load may last.
+    let rest =
+        "--prompt x --rate 100 --burstiness inf --parallel 1 --warmup-requests 1 --duration 5ms";
+    let out = dir.path().join("r");
+    let said = load(&mock, &out, rest).expect(0).stderr;
+    let measured = requests(&out);
+    let measured = of_phase(&measured, Phase::Measure).len();
+    assert_eq!(measured, 0);
+    assert!(said.contains("nothing was measured"), "{said}");
 }
 
 /// The mark is where the load begins, not where its first arrival was asked for.

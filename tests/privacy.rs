@@ -231,3 +231,37 @@ fn what_was_redacted_gives_the_same_numbers_and_no_made_up_ones() {
         json!([r"re:\d{3}-\d{4}", "/choices/*/delta/content"])
     );
 }
+
+#[test]
+fn a_text_that_a_command_prints_is_not_in_the_manifest_either() {
+    let mock = MockLlm::start(Script::always(Stream::chat(2, 1, 1).reply()));
+    let dir = tempfile::tempdir().unwrap();
+    let url = mock.url();
+    for (name, hiding) in [
+        ("hashed", ["--content", "hashed"]),
+        ("lengths", ["--content", "lengths"]),
+        ("redacted", ["--redact", "/messages/*/content"]),
+    ] {
+        let out = dir.path().join(name);
+        let mut words = vec![
+            "load",
+            "--url",
+            &url,
+            "--model",
+            "m",
+            "--no-probe",
+            "--json",
+        ];
+        words.extend(hiding);
+        words.extend(["--dataset-command", "printf 'open sesame\\n'", "--out"]);
+        words.push(out.to_str().unwrap());
+        run("record", words).expect(0);
+        let manifest = fs::read_to_string(out.join("recording.json")).unwrap();
+        assert!(!manifest.contains("sesame"), "{manifest}");
+        // Nor what the text would be found by, with a list of likely ones.
+        let plain = tapedeck_recording::body_hash(b"open sesame\n");
+        assert!(!manifest.contains(&plain), "{manifest}");
+    }
+    let sent = mock.ledger()[0].request.json().unwrap();
+    assert_eq!(sent["messages"][0]["content"], "open sesame");
+}

@@ -23,14 +23,21 @@ use crate::workload::WorkloadArgs;
 /// arrived, every response, as Parquet.
 #[derive(Debug, Parser)]
 #[command(name = "record", version, max_term_width = 100)]
+#[cfg_attr(not(feature = "report"), command(after_help = LEAN))]
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
 }
 
+/// What a build without the analyzer cannot do.
+#[cfg(not(feature = "report"))]
+const LEAN: &str = "This build is without the analyzer: no closing report (`analyze report` \
+    makes it), no --slo, no --strict, and no --find-max, whose trials the analyzer judges.";
+
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Drive load at an endpoint and record it.
+    #[cfg_attr(not(feature = "report"), command(after_help = LEAN))]
     Load(Box<LoadArgs>),
     /// Pass requests on to a server, unchanged, and record them.
     Proxy(Box<ProxyArgs>),
@@ -151,8 +158,8 @@ pub struct ClientArgs {
     /// so long after the one before with 100ms/client, which it is without a value.
     #[arg(long, alias = "ramp-up-time", value_name = "D|D/client", num_args = 0..=1, default_missing_value = "100ms/client", value_parser = parse_ramp_up, conflicts_with = OPEN_LOOP)]
     pub ramp_up: Option<RampUp>,
-    /// A client sends nothing more so long after it began; sessions it has begun are
-    /// carried on.
+    /// A client sends nothing more so long after it began, or after the warm-up where
+    /// that ended later; sessions it has begun are carried on.
     #[arg(long, aliases = ["thread-stop-time", "stop-time"], value_name = "D", value_parser = parse_duration, conflicts_with = OPEN_LOOP)]
     pub client_duration: Option<Duration>,
     /// Each client walks the data set in an order of its own, the same in every run:

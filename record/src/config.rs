@@ -26,6 +26,22 @@ pub struct Level {
     pub index: usize,
     /// Which time it is carried out, from 1; `None` when there is one only.
     pub repeat: Option<u32>,
+    /// Which trial of a search it is.
+    pub trial: Option<TrialOf>,
+}
+
+/// A trial of a search for the highest load.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TrialOf {
+    /// From 0.
+    pub number: usize,
+    /// How often its level was tried before.
+    pub repeat: u32,
+    /// What all of its prompts begin with, to be no other trial's; `None` where they
+    /// are the same in all trials.
+    pub salt: Option<String>,
+    /// Prompts of the data set that had a place for it.
+    pub salted_prompts: usize,
 }
 
 impl Level {
@@ -56,6 +72,13 @@ impl Level {
             ramp_up: self.ramp_up.map_or(Duration::ZERO, |r| r.total(count)),
             duration: self.client_duration,
         }
+    }
+
+    /// What the arrivals are drawn with: a level that is tried again has other ones.
+    #[must_use]
+    pub fn schedule_seed(&self, seed: u64) -> u64 {
+        let repeat = self.trial.as_ref().map_or(0, |trial| trial.repeat);
+        seed.wrapping_add(u64::from(repeat))
     }
 
     /// Folder name of this level within a sweep; folders sort by level, then by
@@ -117,6 +140,7 @@ pub fn levels(shape: &ShapeArgs, dataset_size: u64) -> Result<Vec<Level>> {
             number: number.or((!ends_by_itself).then_some(dataset_size)),
             index,
             repeat,
+            trial: None,
         }
     };
     check_warmup(shape, &level(0, None))?;

@@ -16,9 +16,13 @@ use tapedeck_run::harness::Harness;
 use tapedeck_run::judge::{Judgement, Verdict, judge};
 
 use crate::cli::{LoadArgs, MAX_PARALLEL};
-use crate::config::Level;
+use crate::config::{Level, TrialOf};
 use crate::load::{Done, Load};
 use crate::search::{Answer, End, Limits, Search, Standing, Step, Trial};
+
+mod salting;
+
+use salting::Salting;
 
 /// Beyond it the gaps between arrivals are below what a timer keeps.
 const MAX_RATE: f64 = 1e6;
@@ -32,10 +36,11 @@ pub struct FindArgs {
     /// which enough requests meet every --slo. It begins at --rate or --parallel (1),
     /// doubles or halves, then bisects. Every trial is a recording below --out that
     /// lasts --duration or sends --number requests (at N in flight at least 2 N).
-    /// Queues build up in time: for rates, give a --duration. All trials send the same
-    /// prompts: a server that caches prefixes answers later ones sooner. A trial in
-    /// which this client was the bottleneck ends the search. Exit code 1 when no level
-    /// passes.
+    /// Queues build up in time: for rates, give a --duration. The prompts of a trial
+    /// all begin with one line of 16 digits, made of --seed, --salt and the trial's
+    /// number, so that the server's prefix cache has none of them from the trials
+    /// before (nor from an earlier search, with another seed or salt). A trial in which
+    /// this client was the bottleneck ends the search. Exit code 1 when no level passes.
     #[arg(long, value_name = "WHAT", requires = "slos")]
     pub find_max: Option<Raised>,
     /// Share of requests that are to meet every --slo, above 0 and at most 1.
@@ -52,6 +57,10 @@ pub struct FindArgs {
     /// arrivals while the 95 % interval of their share leaves them in doubt.
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100), requires = "find_max")]
     pub find_repeats: u32,
+    /// Send the prompts as they are, the same in every trial: for lengths to the token,
+    /// or a server without a prefix cache. One with it answers later trials sooner.
+    #[arg(long, requires = "find_max")]
+    pub find_same_prompts: bool,
 }
 
 /// What a search raises.
@@ -148,6 +157,8 @@ impl FindArgs {
 struct Tried {
     path: PathBuf,
     trial: Trial,
+    /// What its prompts begin with, and no other trial's.
+    salt: Option<String>,
     judgement: Judgement,
 }
 
@@ -162,6 +173,7 @@ pub(crate) fn run(
 ) -> Result<()> {
     let find = &load.args.find;
     let mut search = Search::new(find.limits(what, base));
+    let salting = Salting::new(load)?;
     let mut tried = Vec::new();
     let answer = loop {
         let trial = match search.next() {
@@ -169,10 +181,13 @@ pub(crate) fn run(
             Step::Try(_) => break None,
             Step::Done(answer) => break Some(answer),
         };
-        let level = level(load.args, what, base, trial, tried.len());
+        let mut level = level(load.args, what, base, trial, tried.len());
+        let prompts = salting.of(load, &mut level)?;
         let path = root.join(level.folder());
-        let args = trial_args(load.args, trial, tried.len());
-        let outcome = load.with_args(&args).record(harness, &level, &path)?;
+        let args = trial_args(load.args, tried.len());
+        let outcome = load
+            .of_trial(&args, prompts)
+            .record(harness, &level, &path)?;
         done.recordings.push(outcome);
         if harness.stop.level() != StopLevel::Run {
             // Broken off: what it has is not a trial.
@@ -186,6 +201,7 @@ pub(crate) fn run(
         let one = Tried {
             path,
             trial,
+            salt: level.trial.and_then(|trial| trial.salt),
             judgement,
         };
         eprintln!("{}", one.text(what, tried.len() + 1, find.slo_share));
@@ -210,6 +226,12 @@ pub(crate) fn run(
 fn level(args: &LoadArgs, what: Raised, base: &Level, trial: Trial, index: usize) -> Level {
     let mut level = base.clone();
     level.index = index;
+    level.trial = Some(TrialOf {
+        number: index,
+        repeat: trial.repeat,
+        salt: None,
+        salted_prompts: 0,
+    });
     match what {
         Raised::Rate => {
             level.rate_per_s = Some(trial.level);
@@ -226,15 +248,9 @@ fn level(args: &LoadArgs, what: Raised, base: &Level, trial: Trial, index: usize
     level
 }
 
-/// Labels that tell trials apart; arrivals that are other ones each time a level
-/// is tried; and no probe of a server that has answered before.
-fn trial_args(args: &LoadArgs, trial: Trial, index: usize) -> LoadArgs {
+/// No probe of a server that has answered before.
+fn trial_args(args: &LoadArgs, index: usize) -> LoadArgs {
     let mut args = args.clone();
-    args.output.labels.extend([
-        ("trial".to_owned(), index.to_string()),
-        ("level".to_owned(), trial.level.to_string()),
-    ]);
-    args.workload.seed = args.workload.seed.wrapping_add(u64::from(trial.repeat));
     args.shape.no_probe |= index > 0;
     args
 }
@@ -353,6 +369,11 @@ impl Found<'_> {
         )
     }
 
+    /// Whether no prompt of a trial is one of another trial.
+    fn is_salted(&self) -> bool {
+        self.tried.iter().any(|one| one.salt.is_some())
+    }
+
     /// Levels at the border whose interval holds the wanted share.
     fn undecided(&self) -> Vec<&Standing> {
         let Some(answer) = self.answer else {
@@ -385,6 +406,7 @@ impl Found<'_> {
                 "path": one.path.display().to_string(),
                 "level": one.trial.level,
                 "repeat": one.trial.repeat,
+                "salt": one.salt,
                 "requests": judged.requests,
                 "good_requests": judged.good_requests,
                 "share": one.standing().share(),
@@ -400,6 +422,7 @@ impl Found<'_> {
             "what": self.what.as_str(),
             "labels": args.output.all_labels(),
             "slo_share": self.share,
+            "trial_prompts": if self.is_salted() { "salted" } else { "same" },
             "end": self.answer.map_or("stopped", |answer| answer.end.as_str()),
             "highest": self.answer.and_then(|answer| answer.highest),
             "lowest_failing": self.answer.and_then(|answer| answer.lowest_failing),
@@ -441,7 +464,13 @@ impl Found<'_> {
         let (what, labels) = (self.what.as_str(), labels.collect::<String>());
         writeln!(out, "\nSearch for the highest {what}{labels}").ok();
         write_columns(out, &rows);
-        writeln!(out, "{}", self.sentence()).ok();
+        let prompts = match self.is_salted() {
+            true => {
+                "each trial's prompts begin with a line of its own: no prefix cache has them from another"
+            }
+            false => "all trials sent the same prompts: a prefix cache flatters the later ones",
+        };
+        writeln!(out, "{prompts}\n{}", self.sentence()).ok();
     }
 
     fn row(&self, one: &Tried, number: usize) -> Vec<String> {

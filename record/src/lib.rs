@@ -15,6 +15,7 @@ pub mod cli;
 pub mod config;
 #[cfg(feature = "report")]
 pub mod find_max;
+mod labels;
 pub mod load;
 pub mod local;
 pub mod matrix;

@@ -1,5 +1,6 @@
 //! `record load`: arrivals and prompts become a recording, then a report.
 
+use std::borrow::Cow;
 use std::cell::Cell as Flag;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -28,9 +29,10 @@ use tapedeck_workload::{BodyOptions, Prompt};
 
 use crate::arrivals::{LevelArrivals, Sent, warm_up};
 use crate::cli::LoadArgs;
-use crate::config::{self, Level};
+use crate::config::{self, Level, TrialOf};
 #[cfg(feature = "report")]
 use crate::find_max;
+use crate::labels;
 use crate::local;
 use crate::matrix::{self, Cell, FailedCell};
 use crate::source::{self, Source, dataset_json};
@@ -49,6 +51,7 @@ pub fn run(args: &LoadArgs) -> Result<Ending> {
     }
     check_places(args.api, &body_options(&args.body, None)?)?;
     check_connections(args.api, &args.connection)?;
+    labels::check(args)?;
     let source = source::source(args)?;
     tell(&source);
     let levels = config::levels(&args.shape, source.default_number)?;
@@ -115,6 +118,7 @@ impl Runs<'_> {
                 args,
                 source,
                 options: body_options(&args.body, args.target.model.clone())?,
+                prompts: Cow::Borrowed(&source.loaded.prompts),
                 requests,
                 sessions: Arc::new(sessions),
                 launch,
@@ -278,12 +282,24 @@ fn workload_hash(
     body_hash(format!("{own} {} {turns}", replies.as_str()).as_bytes())
 }
 
+fn trial_json(trial: &TrialOf) -> Value {
+    json!({
+        "number": trial.number,
+        "repeat": trial.repeat,
+        "salt": trial.salt,
+        "salted_prompts": trial.salted_prompts,
+    })
+}
+
 /// What all levels of a load share.
 #[derive(Clone)]
 pub(crate) struct Load<'a> {
     pub(crate) args: &'a LoadArgs,
-    source: &'a Source,
+    pub(crate) source: &'a Source,
     options: BodyOptions,
+    /// Those of the source, or what a trial makes of them.
+    prompts: Cow<'a, [Prompt]>,
+    /// One a prompt.
     requests: Vec<Arc<PreparedRequest>>,
     sessions: Arc<Sessions>,
     /// What the settings say of the server's launch.
@@ -291,16 +307,25 @@ pub(crate) struct Load<'a> {
 }
 
 impl<'a> Load<'a> {
-    /// The same requests under other flags.
+    /// The same load under other flags, of `prompts` where there are other ones.
     #[cfg(feature = "report")]
-    pub(crate) fn with_args<'b>(&self, args: &'b LoadArgs) -> Load<'b>
+    pub(crate) fn of_trial<'b>(&self, args: &'b LoadArgs, prompts: Option<Vec<Prompt>>) -> Load<'b>
     where
         'a: 'b,
     {
-        Load {
+        let mut load = Load {
             args,
             ..self.clone()
+        };
+        if let Some(prompts) = prompts {
+            let Sessions {
+                builder, options, ..
+            } = &*self.sessions;
+            let requests = prompts.iter().map(|p| builder.request(p, options));
+            load.requests = requests.map(Arc::new).collect();
+            load.prompts = Cow::Owned(prompts);
         }
+        load
     }
 
     pub(crate) fn record(
@@ -325,10 +350,10 @@ impl<'a> Load<'a> {
                 settings: self.settings(level, harness),
                 workload: Workload {
                     kind: self.source.kind.to_owned(),
-                    path: self.source.origin.clone(),
+                    path: self.origin(),
                     content_hash: Some(workload_hash(
                         &self.requests,
-                        &self.source.loaded.prompts,
+                        &self.prompts,
                         self.sessions.replies,
                     )),
                     seed: self.args.workload.seed,
@@ -339,6 +364,16 @@ impl<'a> Load<'a> {
             duration: self.args.shape.duration,
             number: self.expected(level),
         }
+    }
+
+    /// Where prompts come from. A command may hold what it prints: where texts are
+    /// hidden it stands in the command line only, as its hash.
+    fn origin(&self) -> Option<String> {
+        let args = self.args;
+        let hides_text = args.output.privacy.hides_text();
+        let is_command = args.workload.dataset_command.is_some();
+        let origin = self.source.origin.clone();
+        origin.filter(|_| !(is_command && hides_text))
     }
 
     /// About how many requests there will be, where it can be known.
@@ -357,7 +392,7 @@ impl<'a> Load<'a> {
 
     /// Requests of the first `number` arrivals, when no session ends early.
     fn turns_of(&self, number: u64) -> u64 {
-        let prompts = &self.source.loaded.prompts;
+        let prompts = &*self.prompts;
         let count = prompts.len() as u64;
         let turns = |prompts: &[Prompt]| prompts.iter().map(|p| 1 + p.turns.len() as u64).sum();
         let whole: u64 = turns(prompts);
@@ -365,13 +400,10 @@ impl<'a> Load<'a> {
         whole.saturating_mul(number / count).saturating_add(rest)
     }
 
-    /// Labels of the user's, and which repetition it is unless they say so.
+    /// Labels of the user's, and which repetition or trial it is: none of theirs.
     fn labels(&self, level: &Level) -> BTreeMap<String, String> {
         let mut labels = self.args.output.all_labels();
-        if let Some(repeat) = level.repeat {
-            let label = labels.entry("repeat".to_owned());
-            label.or_insert_with(|| repeat.to_string());
-        }
+        labels.extend(labels::of_level(level));
         labels
     }
 
@@ -379,11 +411,11 @@ impl<'a> Load<'a> {
         Sent {
             level,
             requests: &self.requests,
-            prompts: &self.source.loaded.prompts,
+            prompts: &self.prompts,
             sessions: &self.sessions,
             in_sessions: self.args.workload.sessions.num_turns > 1,
             client_sequences: self.args.shape.clients.client_sequences,
-            seed: self.args.workload.seed,
+            seed: level.schedule_seed(self.args.workload.seed),
         }
     }
 
@@ -412,6 +444,8 @@ impl<'a> Load<'a> {
             "warmup_requests": shape.warmup.warmup_requests,
             "warmup_duration_s": seconds(shape.warmup.warmup_duration),
             "seed": self.args.workload.seed,
+            "schedule_seed": level.schedule_seed(self.args.workload.seed),
+            "trial": level.trial.as_ref().map(trial_json),
             "probe": !self.args.shape.no_probe,
             "workers": harness.workers,
             "warm_connections": harness.warm_connections,

@@ -28,8 +28,9 @@ pub struct LaunchArgs {
     /// Start this command in a shell, wait until it answers /health (or /v1/models),
     /// load it and stop it with all its children, also when this program is killed.
     /// {port} is a free port, or that of --url where it has one; {model} is --model.
-    /// --url need not be given. What it prints goes to <recording>.server.log, beside
-    /// the recording: the first 32 MiB and the last MiB.
+    /// --url need not be given. What it prints goes to <recording>.server.log as it
+    /// comes: the first 32 MiB and the last MiB. The file lies beside the recording:
+    /// a server may serve many, and what it prints --content does not reach.
     #[arg(long, value_name = "COMMAND", conflicts_with = "local")]
     pub launch: Option<String>,
     /// Launch a well-known server with --model.

@@ -22,6 +22,14 @@ pub struct Axis {
     values: Vec<String>,
 }
 
+impl Axis {
+    /// What stands in braces in the command.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
+
 impl FromStr for Axis {
     type Err = String;
 

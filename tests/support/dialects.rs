@@ -18,7 +18,7 @@ pub struct Fixture {
     /// Flags of `record load` beside --url, --api and --prompt.
     pub flags: String,
     pub path: String,
-    /// The body, byte for byte.
+    /// The body, byte for byte; of gRPC in hex.
     pub request: String,
     #[serde(rename = "case")]
     pub cases: Vec<Case>,
@@ -100,6 +100,15 @@ impl Case {
                 }
             }
         }))
+    }
+
+    /// What a report says of the output's tokens: the server's count, else the ids in
+    /// the chunks.
+    pub fn reported_tokens(&self) -> Option<i32> {
+        let in_chunks = self.chunks.iter();
+        let in_chunks = in_chunks.filter_map(|chunk| chunk.split_once(' ')?.1.parse().ok());
+        let sum = in_chunks.reduce(|sum: i32, tokens: i32| sum + tokens);
+        self.output_tokens.or(sum)
     }
 
     fn is_stream(&self) -> bool {

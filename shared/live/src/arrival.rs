@@ -65,6 +65,12 @@ pub trait Arrivals {
         None
     }
 
+    /// From when on the time of clients that have begun is counted, on the run's clock;
+    /// `None` while they only warm up.
+    fn counts_from_ns(&self) -> Option<i64> {
+        Some(i64::MIN)
+    }
+
     /// The next arrival, of `client` (from 0) in a closed loop; there `None` is the
     /// end of that client only.
     fn next_of(&mut self, client: usize) -> Option<Arrival>;
@@ -82,7 +88,8 @@ impl<I: Iterator<Item = Arrival>> Arrivals for I {
 pub struct ClientTimes {
     /// Client i of n begins when i/n of it has passed since the start of the run.
     pub ramp_up: Duration,
-    /// A client sends nothing more so long after it began; what it has begun it ends.
+    /// A client sends nothing more so long after it began, or after
+    /// [`Arrivals::counts_from_ns`] where that is later; what it has begun it ends.
     pub duration: Option<Duration>,
 }
 

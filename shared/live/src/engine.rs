@@ -113,6 +113,8 @@ pub struct Gauges {
     warmup_failed: AtomicU64,
     chunks: AtomicU64,
     dropped: AtomicU64,
+    /// A worker, or a request of one, came to its end in a way that is our fault.
+    broken: AtomicBool,
     failures: Mutex<Vec<Failure>>,
     /// Of the pacer: from the instant at which an arrival could go (it was due,
     /// and its slot free) until it was handed over.
@@ -156,6 +158,13 @@ impl Gauges {
     #[must_use]
     pub fn dropped_requests(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
+    }
+
+    /// True once a worker panicked: nothing more is to be waited for, and joining the
+    /// workers tells which one it was.
+    #[must_use]
+    pub fn is_broken(&self) -> bool {
+        self.broken.load(Ordering::Relaxed)
     }
 
     #[must_use]
@@ -205,6 +214,18 @@ impl Gauges {
             }
         }
         self.ended.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Tells of a panic that unwinds through the scope it is held in. What panics in a
+/// task is caught there, and whoever waits for that task's end would wait for ever.
+pub(crate) struct PanicAlarm<'a>(pub(crate) &'a Gauges);
+
+impl Drop for PanicAlarm<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.broken.store(true, Ordering::Relaxed);
+        }
     }
 }
 
@@ -374,7 +395,10 @@ fn spawn_worker(
     };
     let thread = std::thread::Builder::new()
         .name(name.clone())
-        .spawn(move || run_worker(&worker, warm_up, assignments))
+        .spawn(move || {
+            let _alarm = PanicAlarm(&worker.gauges);
+            run_worker(&worker, warm_up, assignments)
+        })
         .map_err(|source| RunError::Thread {
             name: name.clone(),
             source,

@@ -26,6 +26,7 @@ use crate::chunked::{Chunked, Fed};
 use crate::connect::{ConnectInstants, Connection};
 use crate::engine::Failure;
 use crate::headers::{recorded_headers, redirect_target};
+use crate::http2::Http2;
 use crate::policy::{CancelAfter, Ended};
 use crate::secrets::Secrets;
 use crate::session::next_turn;
@@ -43,18 +44,16 @@ const DRAIN_NS: i64 = 1_000_000_000;
 /// is sent again is the policy's to say. Returns the next turn of its session, when
 /// it is due.
 pub(crate) async fn exchange(worker: &Rc<Worker>, assignment: Assignment) -> Option<Assignment> {
-    let mut ready = None;
+    let mut ready = Ready::None;
     if let Some(due_ns) = assignment.arrival.offset_ns {
         worker.alarm.sleep_until_nearly(due_ns).await;
         // So that on the deadline little is left but to write.
-        ready = worker.pool.take().await;
+        ready = Ready::take(worker, &assignment.arrival.request).await;
         worker.alarm.spin_until(due_ns).await;
     }
     let t_dispatched_ns = worker.clock.now_ns();
     if is_too_late(worker, &assignment, t_dispatched_ns) {
-        if let Some(connection) = ready {
-            worker.pool.put(connection, t_dispatched_ns);
-        }
+        ready.put_back(worker, t_dispatched_ns);
         drop_late(worker, &assignment, t_dispatched_ns);
         return next_turn(worker, assignment).await;
     }
@@ -66,7 +65,7 @@ pub(crate) async fn exchange(worker: &Rc<Worker>, assignment: Assignment) -> Opt
     let failure = loop {
         let mut attempt = Attempt::new(worker, &assignment, t_dispatched_ns, number);
         attempt.retried = retried;
-        attempt.ready.set(ready.take());
+        attempt.ready.set(std::mem::take(&mut ready));
         match attempt.run(source).await {
             Ending::Final => break attempt.failure.take(),
             Ending::Stale => source = Source::Fresh,
@@ -118,6 +117,40 @@ enum Source {
     Fresh,
 }
 
+/// A connection that was taken from its pool before the deadline.
+#[derive(Default)]
+enum Ready {
+    #[default]
+    None,
+    Http1(Connection),
+    /// Boxed, so that all others do not carry its state.
+    Http2(Box<Http2>),
+}
+
+impl Ready {
+    async fn take(worker: &Worker, request: &PreparedRequest) -> Self {
+        if is_call(request) {
+            let taken = Box::pin(worker.http2_pool.take()).await;
+            return taken.map_or(Self::None, |connection| Self::Http2(Box::new(connection)));
+        }
+        let taken = worker.pool.take().await;
+        taken.map_or(Self::None, Self::Http1)
+    }
+
+    fn put_back(self, worker: &Worker, now_ns: i64) {
+        match self {
+            Self::None => {}
+            Self::Http1(connection) => worker.pool.put(connection, now_ns),
+            Self::Http2(connection) => worker.http2_pool.put(*connection),
+        }
+    }
+}
+
+/// Whether `request` is a call over gRPC.
+fn is_call(request: &PreparedRequest) -> bool {
+    request.api.dialect().response.framing == Framing::Grpc
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Ending {
     Final,
@@ -136,8 +169,7 @@ struct Attempt<'a> {
     /// When the client gives it up, if it does.
     cancel: Option<CancelAfter>,
     content_chunks: Cell<u32>,
-    /// A connection that was taken from the pool before the deadline.
-    ready: Cell<Option<Connection>>,
+    ready: Cell<Ready>,
     /// Until the request row is recorded.
     row: Cell<Option<RequestRow>>,
     failure: Cell<Option<Failure>>,
@@ -203,7 +235,7 @@ impl<'a> Attempt<'a> {
                 None => worker.policy.cancels(assignment.request_id),
             },
             content_chunks: Cell::new(0),
-            ready: Cell::new(None),
+            ready: Cell::default(),
             failure: Cell::new(None),
             retried: 0,
             again: Cell::new(None),
@@ -219,14 +251,14 @@ impl<'a> Attempt<'a> {
     }
 
     async fn send(&self, source: Source) -> Ending {
-        if self.request.api.dialect().response.framing == Framing::Grpc {
+        if is_call(self.request) {
             // Boxed, so that all others do not carry its state.
             return Box::pin(self.send_grpc(source)).await;
         }
         let pooled = match source {
             Source::Pool => match self.ready.take() {
-                None => self.worker.pool.take().await,
-                ready => ready,
+                Ready::Http1(connection) => Some(connection),
+                _ => self.worker.pool.take().await,
             },
             Source::Fresh => None,
         };

@@ -102,11 +102,14 @@ impl Slots {
         }
     }
 
-    /// Whether the client of `slot` has had its time.
-    fn is_over(&self, slot: &Slot) -> bool {
-        let longest = self.times.duration.map(as_ns);
-        let end_ns = longest.map(|ns| self.begins_ns(slot.client).saturating_add(ns));
-        end_ns.is_some_and(|end_ns| slot.freed_ns >= end_ns)
+    /// Whether the client of `slot` has had its time, which is counted from
+    /// `counts_from_ns` at the earliest.
+    fn is_over(&self, slot: &Slot, counts_from_ns: Option<i64>) -> bool {
+        let (Some(longest), Some(from_ns)) = (self.times.duration, counts_from_ns) else {
+            return false;
+        };
+        let from_ns = from_ns.max(self.begins_ns(slot.client));
+        slot.freed_ns >= from_ns.saturating_add(as_ns(longest))
     }
 
     /// A slot that was taken and will not be given back.
@@ -223,7 +226,7 @@ impl Pacer {
     fn next_of_clients(&self, slots: &Slots, arrivals: &mut impl Arrivals) -> Option<Due> {
         self.clock.sleep_until(self.start_ns);
         loop {
-            let slot = self.wait_for_slot(slots)?;
+            let slot = self.wait_for_slot(slots, arrivals.counts_from_ns())?;
             if self.stopped() {
                 return None;
             }
@@ -251,7 +254,7 @@ impl Pacer {
             let now_ns = self.clock.now_ns();
             return (!self.stopped()).then_some((arrival.offset_ns.unwrap_or(now_ns), None));
         };
-        let slot = self.wait_for_slot(slots)?;
+        let slot = self.wait_for_slot(slots, None)?;
         let guard = slots.guard(self.clock, slot);
         let t_scheduled_ns = arrival.offset_ns.unwrap_or(slot.freed_ns);
         (!self.stopped()).then_some((t_scheduled_ns, Some(guard)))
@@ -276,7 +279,7 @@ impl Pacer {
 
     /// The next slot that begins or is given back; `None` when all have ended or the
     /// run was stopped.
-    fn wait_for_slot(&self, slots: &Slots) -> Option<Slot> {
+    fn wait_for_slot(&self, slots: &Slots, counts_from_ns: Option<i64>) -> Option<Slot> {
         while !slots.all_ended() {
             let until_begin_ns = slots.next_begins_ns().map(|ns| ns - self.clock.now_ns());
             let wait = match until_begin_ns {
@@ -285,7 +288,7 @@ impl Pacer {
                 Some(ns) => Duration::from_nanos(ns.unsigned_abs()).min(LOOK_UP),
             };
             match slots.free.recv_timeout(wait) {
-                Ok(slot) if slots.is_over(&slot) => slots.end(),
+                Ok(slot) if slots.is_over(&slot, counts_from_ns) => slots.end(),
                 Ok(slot) => return Some(slot),
                 Err(RecvTimeoutError::Timeout) if !self.stopped() => {}
                 Err(_) => return None,
@@ -297,6 +300,7 @@ impl Pacer {
     fn stopped(&self) -> bool {
         self.stop.level() != StopLevel::Run
             || self.sink.failed()
+            || self.gauges.is_broken()
             || self.clock.now_ns() >= self.until.t_ns()
     }
 }
@@ -327,8 +331,15 @@ mod tests {
                 worker: 0,
                 client,
             };
-            assert!(!slots.is_over(&freed(2_999_999_999)));
-            assert!(slots.is_over(&freed(3_000_000_000)));
+            let begun = Some(i64::MIN);
+            assert!(!slots.is_over(&freed(2_999_999_999), begun));
+            assert!(slots.is_over(&freed(3_000_000_000), begun));
+            // A warm-up takes nothing of it, where it ended after the client began.
+            assert!(!slots.is_over(&freed(i64::MAX - begins_ns - 50), None));
+            let end_ns = begins_ns.max(500_000_000) + 3_000_000_000;
+            let warmed_up = Some(50 + 500_000_000);
+            assert!(!slots.is_over(&freed(end_ns - begins_ns - 1), warmed_up));
+            assert!(slots.is_over(&freed(end_ns - begins_ns), warmed_up));
         }
         (0..4).for_each(|_| slots.end());
         assert!(slots.all_ended());

@@ -10,6 +10,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use tapedeck_clock::RunClock;
+use tapedeck_recording::failpoint::panic_point;
 use tapedeck_recording::{EventBatch, Privacy, Sink};
 use tokio::runtime::LocalOptions;
 use tokio::sync::mpsc;
@@ -18,7 +19,7 @@ use tokio::task::{JoinError, JoinSet};
 use crate::alarm::Alarm;
 use crate::arrival::Arrival;
 use crate::connect::{Connector, Pool};
-use crate::engine::{Gauges, Stop, StopLevel};
+use crate::engine::{Gauges, PanicAlarm, Stop, StopLevel};
 use crate::exchange::exchange;
 use crate::http2::Http2Pool;
 use crate::pace::SlotGuard;
@@ -391,6 +392,8 @@ pub(crate) fn run_worker(
 
 /// One request, or all turns of a session one after the other.
 async fn converse(worker: Rc<Worker>, assignment: Assignment) {
+    let _alarm = PanicAlarm(&worker.gauges);
+    panic_point("worker::request");
     let mut turn = Some(assignment);
     while let Some(assignment) = turn {
         turn = exchange(&worker, assignment).await;
@@ -406,6 +409,8 @@ pub(crate) fn branch(
     let of = Rc::clone(worker);
     // Boxed, because a conversation may branch again.
     let course: Pin<Box<dyn Future<Output = ()>>> = Box::pin(async move {
+        let gauges = Arc::clone(&of.gauges);
+        let _alarm = PanicAlarm(&gauges);
         if let Some(assignment) = first.await {
             converse(of, assignment).await;
         }

@@ -16,7 +16,7 @@
 //! and then the sockets wait or drop.
 
 #[macro_use]
-mod failpoint;
+pub mod failpoint;
 pub mod columns;
 pub mod event;
 mod files;

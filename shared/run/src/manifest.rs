@@ -78,6 +78,10 @@ fn hide_texts(
     }
     let hash = |text: &str| privacy.hash(text.as_bytes());
     workload.content_hash = workload.content_hash.as_deref().map(hash);
+    // Of a short text it would be found again by trying texts.
+    if let Some(Value::String(source)) = settings.pointer_mut("/dataset/source_hash") {
+        *source = hash(source);
+    }
     let rules = redaction.texts();
     if content != Content::Full {
         *command = mask_texts(std::mem::take(command), hash);

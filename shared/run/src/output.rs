@@ -237,7 +237,12 @@ fn print_object(summary: &serde_json::Map<String, serde_json::Value>) {
 fn fate(done: &[Outcome]) -> Ending {
     let mut ending = Ending::Fine;
     for outcome in done {
-        if outcome.requests > 0 && outcome.failed == outcome.requests {
+        if outcome.requests == 0 {
+            eprintln!(
+                "nothing was measured: no request of {} was sent outside of its probe and warm-up",
+                outcome.path.display()
+            );
+        } else if outcome.failed == outcome.requests {
             ending = Ending::Finding;
             eprintln!(
                 "all {} requests of {} failed, the first of them:",

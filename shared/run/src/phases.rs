@@ -120,10 +120,14 @@ impl<A: Arrivals> Phases<'_, A> {
         self.measure_from(start_ns);
     }
 
-    /// Bounded by the timeouts of the requests.
+    /// Bounded by the timeouts of the requests; one whose task died ends never.
     fn wait_until_ended(&self) {
         let run = self.run;
-        let is_stopped = || run.harness.stop.level() != StopLevel::Run || self.sink.failed();
+        let is_stopped = || {
+            run.harness.stop.level() != StopLevel::Run
+                || self.sink.failed()
+                || run.gauges.is_broken()
+        };
         while run.gauges.ended_requests() < self.handed_out && !is_stopped() {
             run.clock.sleep_until(run.clock.now_ns() + as_ns(LOOK));
         }
@@ -133,6 +137,10 @@ impl<A: Arrivals> Phases<'_, A> {
 impl<A: Arrivals> Arrivals for Phases<'_, A> {
     fn clients(&self) -> Option<ClientTimes> {
         self.measured.clients()
+    }
+
+    fn counts_from_ns(&self) -> Option<i64> {
+        self.warmup.is_none().then_some(self.start_ns)
     }
 
     fn next_of(&mut self, client: usize) -> Option<Arrival> {

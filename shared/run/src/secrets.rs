@@ -146,6 +146,8 @@ const TEXT_FLAGS: &[&str] = &[
     "--extra-request-body",
     "--additional-sampling-params",
     "--query-template",
+    // It may print a text that stands in it.
+    "--dataset-command",
     "--redact",
     "--where",
 ];

@@ -78,6 +78,8 @@ pub enum WorkloadError {
         draws: usize,
         tokenizer: PathBuf,
     },
+    #[error("{} refuses a prompt", .0.display())]
+    Uncounted(PathBuf),
     #[error("{} has no token that stands for itself, random prompts cannot be made of it", .0.display())]
     NoUsableToken(PathBuf),
 }

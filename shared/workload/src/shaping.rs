@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use crate::error::WorkloadError;
 use crate::prompts::{Item, Prompt, message, user};
 use crate::sessions::messages_of;
+use crate::tokens::{self, Encoder};
 
 /// Largest image that is put into a body; base64 makes it a third larger.
 pub const MAX_IMAGE_BYTES: u64 = 20 << 20;
@@ -141,8 +142,44 @@ fn grain(salt: &str, index: usize) -> String {
     format!("{}\n", &hash.to_hex()[..16])
 }
 
-fn season(item: &mut Item, grain: &str) {
-    let prepend = |text: &mut String| text.insert_str(0, grain);
+/// The digits that all prompts of trial `trial` begin with, from 0: equal for equal
+/// seeds and salts, other ones for any other trial, so that no prefix cache knows a
+/// trial's prompts from the trials before it.
+#[must_use]
+pub fn trial_salt(seed: u64, salt: Option<&str>, trial: usize) -> String {
+    let salt = salt.unwrap_or_default();
+    let hash = blake3::hash(format!("trial {trial} {seed} {salt}").as_bytes());
+    hash.to_hex()[..16].to_owned()
+}
+
+/// Begins all of `prompts` with a line of `salt`. What they begin with in common they
+/// still have in common. Returns how many had a place for it: a whole body whose
+/// prompt is not found stays as it is.
+///
+/// # Errors
+/// When `encoder`, which counts them anew, refuses a prompt.
+pub fn salt_alike(
+    prompts: &mut [Prompt],
+    salt: &str,
+    encoder: Option<&Encoder>,
+) -> Result<usize, WorkloadError> {
+    let grain = format!("{salt}\n");
+    let mut salted = 0;
+    for prompt in prompts.iter_mut() {
+        salted += usize::from(season(&mut prompt.item, &grain));
+    }
+    if let Some(encoder) = encoder {
+        tokens::recount(encoder, prompts)?;
+    }
+    Ok(salted)
+}
+
+/// Puts `grain` before all that `item` says; false where its beginning is not found.
+fn season(item: &mut Item, grain: &str) -> bool {
+    let prepend = |text: &mut String| {
+        text.insert_str(0, grain);
+        true
+    };
     match item {
         Item::Text(text) => return prepend(text),
         Item::Body(body) => {
@@ -155,8 +192,11 @@ fn season(item: &mut Item, grain: &str) {
     let first = messages_of(item).and_then(|m| m.first_mut());
     match first.and_then(|m| m.get_mut("content")) {
         Some(Value::String(text)) => prepend(text),
-        Some(Value::Array(parts)) => parts.insert(0, json!({"type": "text", "text": grain})),
-        _ => {}
+        Some(Value::Array(parts)) => {
+            parts.insert(0, json!({"type": "text", "text": grain}));
+            true
+        }
+        _ => false,
     }
 }
 
@@ -313,6 +353,53 @@ mod tests {
         all.dedup();
         assert_eq!(all.len(), 10);
         assert!(first.iter().all(|text| text.ends_with("\nsame")));
+    }
+
+    #[test]
+    fn prompts_of_a_trial_begin_alike_and_unlike_those_of_any_other() {
+        let salts: Vec<String> = (0..3)
+            .flat_map(|trial| {
+                [(1, None), (2, None), (1, Some("s"))]
+                    .map(|(seed, salt)| trial_salt(seed, salt, trial))
+            })
+            .collect();
+        let mut distinct = salts.clone();
+        distinct.sort();
+        distinct.dedup();
+        assert_eq!(distinct.len(), salts.len());
+        assert_eq!(trial_salt(1, Some("s"), 2), salts[8]);
+
+        let body = |text: &str| match serde_json::from_str(text).unwrap() {
+            Value::Object(body) => Item::Body(body),
+            _ => unreachable!(),
+        };
+        let mut prompts: Vec<Prompt> = vec![
+            Item::Text("a".into()).into(),
+            Item::Messages(vec![message("system", "s"), user("b")]).into(),
+            body(r#"{"prompt":"c"}"#).into(),
+            body(r#"{"inputs":"d"}"#).into(),
+        ];
+        prompts[0].input_tokens = Some(1);
+        let encoder = Encoder {
+            encode: std::sync::Arc::new(|text| Some(vec![0; text.len()])),
+            path: "t".into(),
+            content_hash: String::new(),
+        };
+        assert_eq!(salt_alike(&mut prompts, "77", Some(&encoder)).unwrap(), 3);
+        let texts: Vec<String> = prompts.iter().map(|p| p.item.text()).collect();
+        assert_eq!(texts, ["77\na", "77\ns\nb", "77\nc", ""]);
+        assert_eq!(prompts[0].input_tokens, Some(4));
+        assert_eq!(prompts[3].item, body(r#"{"inputs":"d"}"#));
+        encoder_that_refuses_is_an_error(prompts);
+    }
+
+    fn encoder_that_refuses_is_an_error(mut prompts: Vec<Prompt>) {
+        let encoder = Encoder {
+            encode: std::sync::Arc::new(|_| None),
+            path: "t".into(),
+            content_hash: String::new(),
+        };
+        assert!(salt_alike(&mut prompts, "77", Some(&encoder)).is_err());
     }
 
     #[test]

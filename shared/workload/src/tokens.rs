@@ -100,6 +100,18 @@ pub(crate) fn count_all<T: Sync>(
     counted.into_iter().collect()
 }
 
+/// Counts the tokens of every prompt anew, by a tokenizer that others use as well.
+pub(crate) fn recount(encoder: &Encoder, prompts: &mut [Prompt]) -> Result<(), WorkloadError> {
+    let counts = on_all_cores(prompts, |prompt| {
+        (encoder.encode)(&prompt.item.text()).map(|tokens| tokens.len())
+    });
+    for (prompt, count) in prompts.iter_mut().zip(counts) {
+        let count = count.ok_or_else(|| WorkloadError::Uncounted(encoder.path.clone()))?;
+        prompt.input_tokens = Some(u32::try_from(count).unwrap_or(u32::MAX));
+    }
+    Ok(())
+}
+
 /// Counts the tokens of every prompt anew.
 pub(crate) fn count_prompts(
     tokenizer: &Tokenizer,

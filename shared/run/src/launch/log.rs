@@ -1,9 +1,15 @@
-//! What a launched server prints, into a bounded file.
+//! What a launched server prints, into a bounded file as it comes: nothing of it is
+//! lost with this program.
+//!
+//! The file lies beside the recording and not in it. One server is loaded for many
+//! recordings (sweeps, searches), it prints before there is any and when there never
+//! will be one, and what it prints may hold prompts, which a recording under
+//! `--content hashed` or `lengths` has none of.
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, PipeReader, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::{self, BufRead, BufReader, PipeReader, Read};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,10 +19,20 @@ use anyhow::{Context, Result};
 
 use crate::secrets::MASK;
 
-/// The beginning is kept whole up to here: how the server was set up.
-const HEAD_BYTES: u64 = 32 << 20;
-/// Of what comes later the last of it: how the server ended. Held in memory.
-const TAIL_BYTES: usize = 1 << 20;
+/// What is kept of a log, bytes.
+#[derive(Debug, Clone, Copy)]
+struct Bounds {
+    /// The beginning is kept whole up to here: how the server was set up.
+    head: u64,
+    /// Of what comes later at least the last of it: how the server ended. There may be
+    /// twice as much and a line before the older half is let go.
+    tail: u64,
+}
+
+const BOUNDS: Bounds = Bounds {
+    head: 32 << 20,
+    tail: 1 << 20,
+};
 /// A longer line is taken in pieces.
 const LINE_BYTES: u64 = 64 << 10;
 /// Last lines kept for a message, and how much of each.
@@ -40,6 +56,7 @@ impl LogReader {
     /// When the file or the thread cannot be made.
     pub(super) fn start(path: &Path, from: PipeReader, secrets: Vec<String>) -> Result<Self> {
         let file = OpenOptions::new()
+            .read(true)
             .write(true)
             .create(true)
             .truncate(true)
@@ -47,21 +64,14 @@ impl LogReader {
             .open(path)
             .with_context(|| format!("cannot write the server's log {}", path.display()))?;
         let recent = Arc::new(Mutex::new(VecDeque::new()));
-        let mut log = Log {
-            file,
-            secrets,
-            written: 0,
-            tail: VecDeque::new(),
-            lost: 0,
-            recent: Arc::clone(&recent),
-        };
+        let mut log = Log::new(file, secrets, BOUNDS, Arc::clone(&recent));
         let (end, ended) = sync_channel(1);
         std::thread::Builder::new()
             .name("tapedeck-server-log".into())
             .spawn(move || {
                 log.copy(BufReader::new(from));
                 // Nobody waits any longer when the run was broken off.
-                end.send(log.finish()).ok();
+                end.send(log.lost).ok();
             })
             .context("cannot start a thread for the server's log")?;
         Ok(Self { recent, ended })
@@ -83,13 +93,37 @@ impl LogReader {
 struct Log {
     file: File,
     secrets: Vec<String>,
+    bounds: Bounds,
+    /// Bytes in the file.
     written: u64,
-    tail: VecDeque<u8>,
+    /// Where the head ended, once it has.
+    head: Option<u64>,
+    /// Bytes that are not in the file any more, or never were.
     lost: u64,
+    /// The file says between its head and its tail how many.
+    is_noted: bool,
     recent: Arc<Mutex<VecDeque<String>>>,
 }
 
 impl Log {
+    fn new(
+        file: File,
+        secrets: Vec<String>,
+        bounds: Bounds,
+        recent: Arc<Mutex<VecDeque<String>>>,
+    ) -> Self {
+        Self {
+            file,
+            secrets,
+            bounds,
+            written: 0,
+            head: None,
+            lost: 0,
+            is_noted: false,
+            recent,
+        }
+    }
+
     fn copy(&mut self, mut from: impl BufRead) {
         let mut line = Vec::new();
         loop {
@@ -105,18 +139,42 @@ impl Log {
         let line = scrub(line, &self.secrets);
         self.remember(&line);
         let bytes = line.len() as u64;
-        if self.tail.is_empty() && self.lost == 0 && self.written + bytes <= HEAD_BYTES {
-            match self.file.write_all(&line) {
-                Ok(()) => self.written += bytes,
-                // A full disk is no reason to stop the server.
-                Err(_) => self.lost += bytes,
-            }
-            return;
+        if self.written + bytes > self.bounds.head && self.head.is_none() {
+            self.head = Some(self.written);
         }
-        self.tail.extend(&line);
-        let beyond = self.tail.len().saturating_sub(TAIL_BYTES);
-        self.tail.drain(..beyond);
-        self.lost += beyond as u64;
+        let kept = match self.head {
+            Some(head) if self.written > head + NOTE_BYTES + 2 * self.bounds.tail => {
+                self.let_go(head)
+            }
+            _ => Ok(()),
+        };
+        match kept.and_then(|()| self.file.write_all_at(&line, self.written)) {
+            Ok(()) => self.written += bytes,
+            // A full disk is no reason to stop the server.
+            Err(_) => self.lost += bytes,
+        }
+    }
+
+    /// Moves the tail up behind the head. Where it comes from and where it goes to do
+    /// not overlap, so that the file ends with it whenever this program is killed.
+    fn let_go(&mut self, head: u64) -> io::Result<()> {
+        let size = usize::try_from(self.bounds.tail).map_err(io::Error::other)?;
+        let mut tail = vec![0; size];
+        self.file
+            .read_exact_at(&mut tail, self.written - self.bounds.tail)?;
+        // It begins with a line, where one begins early in it.
+        let begin = tail[..size / 2].iter().position(|byte| *byte == b'\n');
+        let tail = &tail[begin.map_or(0, |at| at + 1)..];
+        let at = head + NOTE_BYTES;
+        self.file.write_all_at(tail, at)?;
+        let end = at + tail.len() as u64;
+        // The note of an earlier time was none of the server's bytes.
+        let noted = if self.is_noted { NOTE_BYTES } else { 0 };
+        let lost = self.lost + self.written - head - noted - tail.len() as u64;
+        self.file.write_all_at(note(lost).as_bytes(), head)?;
+        self.file.set_len(end)?;
+        (self.written, self.lost, self.is_noted) = (end, lost, true);
+        Ok(())
     }
 
     fn remember(&self, line: &[u8]) {
@@ -134,20 +192,14 @@ impl Log {
             recent.pop_front();
         }
     }
-
-    /// Writes what is held; bytes that were left out.
-    fn finish(&mut self) -> u64 {
-        if self.lost > 0 {
-            let note = format!("\n[tapedeck: {} bytes left out here]\n", self.lost);
-            self.file.write_all(note.as_bytes()).ok();
-        }
-        let tail = self.tail.make_contiguous();
-        if self.file.write_all(tail).is_err() {
-            self.lost += tail.len() as u64;
-        }
-        self.lost
-    }
 }
+
+/// Stands where bytes were left out; always as long.
+fn note(lost: u64) -> String {
+    format!("\n[tapedeck: {lost:20} bytes left out here]\n")
+}
+
+const NOTE_BYTES: u64 = 54;
 
 /// `line` with every one of `secrets` masked.
 fn scrub(line: &[u8], secrets: &[String]) -> Vec<u8> {
@@ -173,46 +225,61 @@ fn find(text: &[u8], word: &[u8]) -> Option<usize> {
 mod tests {
     use super::*;
 
-    fn log(path: &Path, secrets: &[&str]) -> Log {
-        Log {
-            file: File::create(path).unwrap(),
-            secrets: secrets.iter().map(|s| (*s).to_owned()).collect(),
-            written: 0,
-            tail: VecDeque::new(),
-            lost: 0,
-            recent: Arc::default(),
-        }
+    fn log(path: &Path, secrets: &[&str], bounds: Bounds) -> Log {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(true);
+        let secrets = secrets.iter().map(|s| (*s).to_owned()).collect();
+        Log::new(options.open(path).unwrap(), secrets, bounds, Arc::default())
     }
 
     #[test]
     fn a_long_log_keeps_its_beginning_and_its_end_and_counts_the_rest() {
         let path = std::env::temp_dir().join(format!("tapedeck-log-{}", std::process::id()));
-        let mut log = log(&path, &[]);
-        let line = [&[b'x'; 1023][..], b"\n"].concat();
-        let lines = 40 << 10;
-        let mut text = line.repeat(lines);
-        text.extend_from_slice(b"the end\n");
-        let total = text.len() as u64;
-        log.copy(&text[..]);
-        let lost = log.finish();
-        let kept = std::fs::read(&path).unwrap();
+        let bounds = Bounds {
+            head: 100,
+            tail: 300,
+        };
+        let mut log = log(&path, &[], bounds);
+        let mut printed = Vec::new();
+        for number in 0..200_usize {
+            let line = format!("{number} {}\n", "x".repeat(number * 7 % 40));
+            log.copy(line.as_bytes());
+            printed.extend_from_slice(line.as_bytes());
+            // What a recorder that is killed now leaves behind.
+            let kept = std::fs::read(&path).unwrap();
+            let most = bounds.head + NOTE_BYTES + 2 * bounds.tail + 100;
+            assert!((kept.len() as u64) < most);
+            let note = note(log.lost);
+            let Some(at) = find(&kept, note.as_bytes()) else {
+                assert_eq!((log.lost, &kept), (0, &printed));
+                continue;
+            };
+            let (head, tail) = (&kept[..at], &kept[at + note.len()..]);
+            assert!(head.len() as u64 > bounds.head - 50 && printed.starts_with(head));
+            assert!(tail.len() as u64 > bounds.tail - 50 && printed.ends_with(tail));
+            assert!(head.ends_with(b"\n") && tail[0].is_ascii_digit());
+            assert_eq!(
+                log.lost,
+                (printed.len() - head.len() - tail.len()) as u64,
+                "line {number}"
+            );
+        }
+        assert!(log.lost > 0);
         std::fs::remove_file(&path).unwrap();
-        let note = format!("\n[tapedeck: {lost} bytes left out here]\n");
-        assert_eq!(kept.len() as u64, total - lost + note.len() as u64);
-        assert_eq!(
-            kept.len() as u64,
-            HEAD_BYTES + TAIL_BYTES as u64 + note.len() as u64
-        );
-        assert!(kept.starts_with(&line) && kept.ends_with(b"\nthe end\n"));
-        assert!(find(&kept, note.as_bytes()).is_some());
+    }
+
+    #[test]
+    fn the_note_is_always_as_long() {
+        for lost in [0, 1, u64::MAX] {
+            assert_eq!(note(lost).len() as u64, NOTE_BYTES);
+        }
     }
 
     #[test]
     fn secrets_are_masked_in_the_file_and_in_messages() {
         let path = std::env::temp_dir().join(format!("tapedeck-scrub-{}", std::process::id()));
-        let mut log = log(&path, &["hunter2"]);
+        let mut log = log(&path, &["hunter2"], BOUNDS);
         log.copy(&b"args: api_key='hunter2' hunter2\r\n\x1b[31m\xffred\n\n"[..]);
-        log.finish();
         let kept = std::fs::read(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
         assert_eq!(kept, b"args: api_key='***' ***\r\n\x1b[31m\xffred\n\n");

@@ -57,6 +57,8 @@ pub struct ResponsePart {
     pub tool: Places,
     pub role: Places,
     pub choice: Places,
+    /// The list of an answer's choices, where one document has several.
+    pub choices: Option<Pointer>,
     pub tokens: Places,
     pub tokens_so_far: Counts,
     pub finish: Places,
@@ -185,6 +187,7 @@ struct ResponseFile {
     tool: Places,
     role: Places,
     choice: Places,
+    choices: Option<Pointer>,
     tokens: Places,
     tokens_so_far: Counts,
     finish: Places,
@@ -435,6 +438,13 @@ impl ResponsePart {
             )),
             _ => None,
         };
+        let is_one = |choices: &Pointer| choices.keys().is_some();
+        let many = file.choices.as_ref().is_some_and(|c| !is_one(c));
+        let problem = problem.or(many.then_some((
+            "response.choices",
+            "is no one place",
+            "the list itself, for instance choices = \"/output/choices\"",
+        )));
         if let Some((key, problem, hint)) = problem {
             return Err(DialectError::key(origin, key, problem, hint));
         }
@@ -448,6 +458,7 @@ impl ResponsePart {
             tool: file.tool,
             role: file.role,
             choice: file.choice,
+            choices: file.choices,
             tokens: file.tokens,
             tokens_so_far: file.tokens_so_far,
             finish: file.finish,

@@ -73,6 +73,13 @@ impl Pointer {
         first
     }
 
+    /// The value there, for a pointer that names one place in objects.
+    #[must_use]
+    pub fn one_mut<'v>(&self, document: &'v mut Value) -> Option<&'v mut Value> {
+        let mut steps = self.0.iter();
+        steps.try_fold(document, |at, step| at.get_mut(step.key()?))
+    }
+
     /// Keys of a pointer that names one place in objects.
     #[must_use]
     pub fn keys(&self) -> Option<Vec<&str>> {

@@ -50,11 +50,27 @@ pub fn reply_text(api: Api, payload: &[u8]) -> Option<String> {
         InterpreterName::OpenAi => openai::reply_text(payload),
         InterpreterName::PplV1 | InterpreterName::PplV2 => ppl::output_text(payload),
         InterpreterName::Places => {
-            let document = document(payload)?;
+            let mut document = document(payload)?;
+            let choices = response.choices.as_ref();
+            if let Some(list) = choices.and_then(|at| at.one_mut(&mut document)) {
+                keep_first(list);
+            }
             let mut text = String::new();
             add(&response.text, &document, &mut text);
             Some(text).filter(|text| !text.is_empty())
         }
+    }
+}
+
+/// Leaves of a list of choices the first: that of index 0, where they have indices.
+fn keep_first(choices: &mut Value) {
+    if let Value::Array(choices) = choices {
+        let is_first = |choice: &Value| choice["index"].as_i64().unwrap_or(0) == 0;
+        let first = choices.iter().position(is_first);
+        *choices = first
+            .map(|at| choices.swap_remove(at))
+            .into_iter()
+            .collect();
     }
 }
 
@@ -224,6 +240,38 @@ mod tests {
         for name in ["ollama", "tgi", "sglang", "anthropic-messages", "ppl"] {
             assert_eq!(output_text(api(name), b"[DONE]"), None);
             assert_eq!(output_text(api(name), br#"{"text":"cut"#), None);
+        }
+    }
+
+    #[test]
+    fn of_several_choices_the_first_is_the_reply() {
+        for (name, payload, reply) in [
+            (
+                "dashscope",
+                r#"{"output":{"choices":[{"index":1,"message":{"content":"b"}},{"index":0,"message":{"content":[{"text":"a"},{"text":"c"}]}}]}}"#,
+                Some("ac"),
+            ),
+            (
+                "dashscope",
+                r#"{"output":{"choices":[{"index":1,"message":{"content":"b"}}]}}"#,
+                None,
+            ),
+            (
+                "dashscope-cumulative",
+                r#"{"output":{"choices":[{"message":{"content":"a"}},{"message":{"content":"b"}}]}}"#,
+                Some("a"),
+            ),
+            ("dashscope", r#"{"output":{"text":"t"}}"#, Some("t")),
+            ("lightllm", r#"{"generated_text":["a","b"]}"#, Some("a")),
+            ("lightllm", r#"{"token":{"text":"w"}}"#, Some("w")),
+            (
+                "openai-chat",
+                r#"{"choices":[{"index":1,"message":{"content":"b"}},{"index":0,"message":{"content":"a"}}]}"#,
+                Some("a"),
+            ),
+        ] {
+            let said = reply_text(api(name), payload.as_bytes());
+            assert_eq!(said.as_deref(), reply, "{name} {payload}");
         }
     }
 
