@@ -82,7 +82,7 @@ fn source() -> Vec<Found> {
     ]
 }
 
-fn planned(flags: &str) -> Schedule {
+pub(crate) fn planned(flags: &str) -> Schedule {
     schedule(source(), &shape(flags), 7, "fresh").unwrap()
 }
 
