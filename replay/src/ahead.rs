@@ -1,10 +1,9 @@
 //! Requests made ahead of the pacer by a thread of its own, bounded by their bytes.
 //!
 //! Who makes prompts needs a core for half a millisecond each, and where there are few
-//! cores it is the worker's, who is to write at an instant. So there is a reserve, and
-//! once it is full nothing is made until half of it is gone; even then not at once,
-//! because a request that was just taken is about to be sent, and others of the same
-//! instant with it.
+//! cores it is the worker's, who is to write at an instant. A request that was just
+//! taken is about to be sent, and others of the same instant with it: while half of the
+//! reserve is there, nothing is made for a while then.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -19,7 +18,7 @@ const MOST: usize = 4_096;
 /// The longest that a run waits for its reserve before it begins.
 const FILLING: Duration = Duration::from_secs(1);
 
-/// From when the reserve is half empty until it is filled again: the requests of an
+/// Nothing is made for so long after one was taken, if that can wait: the requests of an
 /// instant are taken and sent within it.
 const AFTER_TAKING: Duration = Duration::from_millis(20);
 
@@ -27,12 +26,7 @@ const AFTER_TAKING: Duration = Duration::from_millis(20);
 #[must_use]
 pub fn reserve<T>() -> (Maker<T>, Reserve<T>) {
     let shared = Arc::new(Shared {
-        state: Mutex::new(State {
-            items: VecDeque::new(),
-            bytes: 0,
-            is_filling: true,
-            is_closed: false,
-        }),
+        state: Mutex::new(State::default()),
         changed: Condvar::new(),
     });
     (Maker(Arc::clone(&shared)), Reserve(shared))
@@ -52,19 +46,55 @@ struct Shared<T> {
     changed: Condvar,
 }
 
+impl<T> Default for State<T> {
+    fn default() -> Self {
+        Self {
+            items: VecDeque::new(),
+            bytes: 0,
+            was_taken: false,
+            is_closed: false,
+        }
+    }
+}
+
 #[derive(Debug)]
 struct State<T> {
     items: VecDeque<(T, usize)>,
     bytes: usize,
-    /// Until it is full; then not until half of it is gone.
-    is_filling: bool,
+    /// Since the maker last looked.
+    was_taken: bool,
     /// Either end is gone.
     is_closed: bool,
 }
 
+/// What the maker is to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    Make,
+    /// For [`AFTER_TAKING`].
+    Pause,
+    /// Until one is taken.
+    Wait,
+    End,
+}
+
 impl<T> State<T> {
-    fn holds(&self, share: usize) -> bool {
-        self.bytes >= MOST_BYTES / share || self.items.len() >= MOST / share
+    /// Whether there is this part of a whole reserve.
+    fn has(&self, part: usize) -> bool {
+        self.bytes >= MOST_BYTES / part || self.items.len() >= MOST / part
+    }
+
+    fn turn(&mut self) -> Turn {
+        let was_taken = std::mem::take(&mut self.was_taken);
+        if self.is_closed {
+            Turn::End
+        } else if self.has(1) {
+            Turn::Wait
+        } else if self.has(2) && was_taken {
+            Turn::Pause
+        } else {
+            Turn::Make
+        }
     }
 }
 
@@ -89,28 +119,27 @@ impl<T> Shared<T> {
 }
 
 impl<T> Maker<T> {
-    /// Adds `item`, which keeps `bytes`; waits while the reserve is not to be filled.
-    /// False when nobody takes any more.
+    /// Adds `item`, which keeps `bytes`, and waits until another may be made. False when
+    /// nobody takes any more.
     #[must_use]
-    pub fn give(&self, item: T, bytes: usize) -> bool {
+    pub fn give(&mut self, item: T, bytes: usize) -> bool {
         let mut state = self.0.lock();
-        if !state.is_filling {
-            state = self.0.wait_while(state, |s| !s.is_filling && !s.is_closed);
+        state.items.push_back((item, bytes));
+        state.bytes += bytes;
+        self.0.changed.notify_all();
+        loop {
+            let turn = state.turn();
+            if turn == Turn::Wait {
+                state = self.0.wait_while(state, |s| s.has(1) && !s.is_closed);
+                continue;
+            }
             drop(state);
+            if turn != Turn::Pause {
+                return turn == Turn::Make;
+            }
             std::thread::sleep(AFTER_TAKING);
             state = self.0.lock();
         }
-        if state.is_closed {
-            return false;
-        }
-        state.items.push_back((item, bytes));
-        state.bytes += bytes;
-        state.is_filling = !state.holds(1);
-        drop(state);
-        self.0.changed.notify_all();
-        // A worker that has become ready goes first.
-        std::thread::yield_now();
-        true
     }
 }
 
@@ -124,7 +153,7 @@ impl<T> Reserve<T> {
     /// Waits until there is a whole reserve, or all there will be, but no longer than
     /// [`FILLING`].
     pub fn wait_filled(&self) {
-        let is_low = |state: &mut State<T>| state.is_filling && !state.is_closed;
+        let is_low = |state: &mut State<T>| !state.has(1) && !state.is_closed;
         let state = self.0.lock();
         let waited = self.0.changed.wait_timeout_while(state, FILLING, is_low);
         drop(waited);
@@ -140,10 +169,8 @@ impl<T> Iterator for Reserve<T> {
         let mut state = self.0.wait_while(state, nothing_yet);
         let (item, bytes) = state.items.pop_front()?;
         state.bytes -= bytes;
-        if !state.is_filling && !state.holds(2) {
-            state.is_filling = true;
-            self.0.changed.notify_all();
-        }
+        state.was_taken = true;
+        self.0.changed.notify_all();
         Some(item)
     }
 }
@@ -160,34 +187,53 @@ mod tests {
 
     use super::*;
 
-    /// Runs a maker of `n` items of `bytes` each that tells of each one it has given.
+    /// A maker of `n` items of `bytes` each; it says whether all were taken.
     fn making(n: usize, bytes: usize) -> (std::thread::JoinHandle<bool>, Reserve<usize>) {
-        let (maker, reserve) = reserve();
+        let (mut maker, reserve) = reserve();
         let make = move || (0..n).all(|item| maker.give(item, bytes));
         (std::thread::spawn(make), reserve)
     }
 
-    fn held(reserve: &Reserve<usize>) -> (usize, usize, bool) {
-        let state = reserve.0.lock();
-        (state.items.len(), state.bytes, state.is_filling)
-    }
-
     #[test]
-    fn a_reserve_is_bounded_and_refilled_from_its_half_on() {
+    fn a_reserve_is_bounded_by_its_bytes_and_its_number() {
         for (bytes, most) in [(MOST_BYTES / 8, 8), (0, MOST)] {
-            let (thread, mut reserve) = making(3 * most, bytes);
-            reserve.wait_filled();
-            assert_eq!(held(&reserve), (most, most * bytes, false));
-            // What is gone is not made again before half of it is.
-            let half = most / 2;
-            assert!(reserve.by_ref().take(half).eq(0..half));
-            assert_eq!(held(&reserve), (most - half, (most - half) * bytes, false));
-            assert_eq!(reserve.next(), Some(half));
-            reserve.wait_filled();
-            assert_eq!(held(&reserve).0, most);
-            assert!(reserve.by_ref().eq(half + 1..3 * most));
+            let (thread, mut reserve) = making(2 * most + 1, bytes);
+            // It waits no longer than a second.
+            while reserve.0.lock().items.len() < most {
+                reserve.wait_filled();
+            }
+            for item in 0..=2 * most {
+                let state = reserve.0.lock();
+                assert!(state.items.len() <= most, "{} of {most}", state.items.len());
+                assert_eq!(state.bytes, state.items.len() * bytes);
+                drop(state);
+                assert_eq!(reserve.next(), Some(item));
+            }
+            assert_eq!(reserve.next(), None);
             assert!(thread.join().unwrap());
         }
+    }
+
+    /// The upper half is made while nobody takes, the lower one whatever happens.
+    #[test]
+    fn who_takes_is_not_disturbed_while_there_is_enough() {
+        let mut state = State::<()>::default();
+        for (held, takes, turn) in [
+            (0, 0, Turn::Make),
+            (MOST - 1, 0, Turn::Make),
+            (MOST, 0, Turn::Wait),
+            (MOST - 1, 1, Turn::Pause),
+            (MOST - 1, 0, Turn::Make),
+            (MOST / 2, 3, Turn::Pause),
+            (MOST / 2 - 1, 3, Turn::Make),
+            (0, 3, Turn::Make),
+        ] {
+            state.items = (0..held).map(|_| ((), 0)).collect();
+            state.was_taken = takes > 0;
+            assert_eq!(state.turn(), turn, "{held} held, {takes} taken");
+        }
+        state.is_closed = true;
+        assert_eq!(state.turn(), Turn::End);
     }
 
     #[test]

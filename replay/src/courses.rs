@@ -229,6 +229,7 @@ impl Conversation for Course {
             let (place, courses) = (ordered.place, Arc::clone(&self.courses));
             Branch {
                 due: courses.due(place),
+                turns: courses.sizes[place] as usize,
                 arrival: Box::pin(async move {
                     let request = ordered.take().await?;
                     Some(courses.arrival(place, request))

@@ -174,7 +174,7 @@ fn send_made(
     plan: &Plan,
     maker: &Maker,
 ) -> Result<output::Outcome> {
-    let (made, reserve) = reserve();
+    let (mut made, reserve) = reserve();
     std::thread::scope(|scope| {
         let make = move || -> Result<()> {
             for place in courses.roots() {

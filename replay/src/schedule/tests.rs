@@ -418,3 +418,17 @@ proptest! {
         prop_assert!(ramped.requests.iter().all(|p| p.offset_ns <= i64::from(long_s) * S));
     }
 }
+
+/// The bound is held before anything of that size is laid out.
+#[test]
+fn a_plan_that_memory_could_not_hold_is_refused_with_its_size() {
+    let shape = shape("--copies 10000 --loop 100000");
+    let refused = schedule(source(), &shape, 7, "fresh")
+        .unwrap_err()
+        .to_string();
+    assert!(
+        refused.contains("6000000000 requests, at most 50000000"),
+        "{refused}"
+    );
+    assert!(refused.contains("hint: --limit"), "{refused}");
+}

@@ -136,6 +136,8 @@ pub struct Branch {
     /// Its offset is not looked at.
     pub arrival: Coming<Arrival>,
     pub due: TurnDue,
+    /// It and all that follow it.
+    pub turns: usize,
 }
 
 /// When a later turn is due.

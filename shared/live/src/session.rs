@@ -135,12 +135,12 @@ pub(crate) async fn next_turn(worker: &Rc<Worker>, assignment: Assignment) -> Op
     } = assignment;
     let heard = heard?.into_inner();
     let mut conversation = arrival.conversation.take()?;
-    for Branch { arrival, due } in conversation.branches() {
+    for first in conversation.branches() {
         let after = After {
             request_id,
             t_end_ns: heard.t_end_ns,
         };
-        let first = first_turn(Rc::clone(worker), arrival, due, after, Arc::clone(&course));
+        let first = first_turn(Rc::clone(worker), first, after, Arc::clone(&course));
         branch(worker, first);
     }
     let left = conversation.turns_left();
@@ -153,7 +153,10 @@ pub(crate) async fn next_turn(worker: &Rc<Worker>, assignment: Assignment) -> Op
         return None;
     }
     let next = conversation.next_turn(heard.text)?;
-    let request = next.request.await?;
+    let Some(request) = made(worker, next.request).await else {
+        end(why_none(worker));
+        return None;
+    };
     let turn = Turn {
         arrival: Arrival {
             request,
@@ -179,14 +182,20 @@ pub(crate) async fn next_turn(worker: &Rc<Worker>, assignment: Assignment) -> Op
 /// The first turn of a session that began within another.
 async fn first_turn(
     worker: Rc<Worker>,
-    arrival: Coming<Arrival>,
-    due: TurnDue,
+    first: Branch,
     after: After,
     course: Arc<Course>,
 ) -> Option<Assignment> {
-    let arrival = arrival.await?;
-    let later = arrival.conversation.as_ref();
-    let left = 1 + later.map_or(0, |conversation| conversation.turns_left());
+    let Branch {
+        arrival,
+        due,
+        turns,
+    } = first;
+    let end = |reason| mark_ended(&worker, after.request_id, reason, turns);
+    let Some(arrival) = made(&worker, arrival).await else {
+        end(why_none(&worker));
+        return None;
+    };
     let turn = Turn {
         arrival,
         due,
@@ -194,9 +203,26 @@ async fn first_turn(
     };
     let next = turn.when_due(&worker, course, None).await;
     if next.is_none() {
-        mark_ended(&worker, after.request_id, "the run ended", left);
+        end("the run ended");
     }
     next
+}
+
+/// What is in the making, unless the run ends first.
+async fn made<T>(worker: &Worker, coming: Coming<T>) -> Option<T> {
+    tokio::select! {
+        biased;
+        made = coming => made,
+        () = worker.alarm.sleep_until(i64::MAX) => None,
+    }
+}
+
+fn why_none(worker: &Worker) -> &'static str {
+    if worker.is_ending() {
+        "the run ended"
+    } else {
+        "the turn could not be made"
+    }
 }
 
 /// A turn that waits for its instant.
