@@ -161,7 +161,10 @@ fn modes_open_and_closed_and_a_bound_on_lateness() {
     let said: Value = serde_json::from_str(&ran.stdout).unwrap();
     assert_eq!(said["late_dropped"], 2);
     let doubt = "SELECT value FROM recording_health WHERE finding = 'late_dropped'";
-    let doubt = run("analyze", ["query", out.to_str().unwrap(), doubt, "--format", "csv"]);
+    let doubt = run(
+        "analyze",
+        ["query", out.to_str().unwrap(), doubt, "--format", "csv"],
+    );
     assert!(doubt.expect(0).stdout.contains("2.0"));
     assert!(
         ran.stderr.contains("2 requests were too late"),

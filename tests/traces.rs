@@ -275,12 +275,21 @@ fn a_replay_that_keeps_no_texts_is_still_compared_with_the_import() {
     let hash = |manifest: &Manifest| manifest.workload.clone().unwrap().content_hash;
     assert_eq!(of_trace.as_str(), hash(&imported.manifest).as_deref());
     assert_ne!(of_trace.as_str(), hash(&manifest).as_deref());
-    let compare = ["compare", &path("imported"), &path("hashed"), "--format", "json"];
+    let compare = [
+        "compare",
+        &path("imported"),
+        &path("hashed"),
+        "--format",
+        "json",
+    ];
     let compared: Value = serde_json::from_str(&run("analyze", compare).expect(0).stdout).unwrap();
     let compared = &compared["comparisons"][0];
     assert_eq!(compared["pairing"]["pairing"], "replay");
     let schedule = &compared["fidelity"][0]["schedule"];
-    assert_eq!((&schedule["replayed"], &schedule["missing"]), (&json!(4), &json!(0)));
+    assert_eq!(
+        (&schedule["replayed"], &schedule["missing"]),
+        (&json!(4), &json!(0))
+    );
 
     let manifest = replayed("texts", "aiperf_inputs.json", "--limit 1");
     assert_eq!(manifest.settings["trace"]["content_hash"], Value::Null);

@@ -161,7 +161,11 @@ pub fn run(args: &RunArgs) -> Result<Ending> {
     };
     harness.stop.finish();
     let late_dropped = ("late_dropped".to_owned(), json!(done.late_dropped));
-    output::finish_with(&args.output, &[done], std::iter::once(late_dropped).collect())
+    output::finish_with(
+        &args.output,
+        &[done],
+        std::iter::once(late_dropped).collect(),
+    )
 }
 
 /// Records the plan while a thread of its own makes the requests that nothing has to
@@ -233,11 +237,17 @@ fn harness_plan(
 fn traced(plan: &Plan, args: &RunArgs) -> Value {
     let mut trace = plan.origin.trace.clone();
     let is_open = !args.output.privacy.hides_text();
-    let has_texts = plan.requests().iter().any(|p| p.found.original.body.is_some());
+    let has_texts = plan
+        .requests()
+        .iter()
+        .any(|p| p.found.original.body.is_some());
     if let Some(trace) = trace.as_object_mut()
         && (is_open || !has_texts)
     {
-        trace.insert("content_hash".into(), json!(plan.origin.workload.content_hash));
+        trace.insert(
+            "content_hash".into(),
+            json!(plan.origin.workload.content_hash),
+        );
     }
     trace
 }

@@ -486,7 +486,8 @@ impl<'a> Attempt<'a> {
         if let Some(CancelAfter::Time(after)) = self.cancel
             && self.watch.will_give_up()
         {
-            self.watch.give_up_at(t_sent_ns.saturating_add(as_ns(after)));
+            self.watch
+                .give_up_at(t_sent_ns.saturating_add(as_ns(after)));
         }
     }
 

@@ -253,7 +253,10 @@ impl Worker {
                 worker.alarm.sleep_until(t_ns).await;
                 let now_ns = worker.clock.now_ns();
                 // Put off, or the run is ending: the tick sees to that.
-                match watch.upgrade().filter(|watch| watch.cancel_ns.get() <= now_ns) {
+                match watch
+                    .upgrade()
+                    .filter(|watch| watch.cancel_ns.get() <= now_ns)
+                {
                     Some(watch) => return watch.check(now_ns, false),
                     None if worker.is_ending() => return,
                     None => {}
