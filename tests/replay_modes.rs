@@ -158,6 +158,14 @@ fn modes_open_and_closed_and_a_bound_on_lateness() {
     let mock = slow_server();
     let out = dir.path().join("late");
     let (ran, late) = replay(&source, &mock, "--max-lateness 250ms", &out);
+    let said: Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!(said["late_dropped"], 2);
+    let doubt = "SELECT value FROM recording_health WHERE finding = 'late_dropped'";
+    let doubt = run(
+        "analyze",
+        ["query", out.to_str().unwrap(), doubt, "--format", "csv"],
+    );
+    assert!(doubt.expect(0).stdout.contains("2.0"));
     assert!(
         ran.stderr.contains("2 requests were too late"),
         "{}",
@@ -208,8 +216,8 @@ fn what_was_cancelled_is_cancelled_again_at_its_offset() {
     assert!(error.contains("as the original was"), "{error}");
     let is_it = |r: &&RequestRow| r.request_id == cancelled.request_id;
     let row = rows.requests.iter().find(is_it).unwrap();
-    // 60 ms, as the original.
-    let after_ns = cancelled.t_end_ns.unwrap() - row.t_dispatched_ns.unwrap();
+    // 60 ms after sending, as the original.
+    let after_ns = cancelled.t_end_ns.unwrap() - row.t_sent_ns.unwrap();
     assert!(after_ns >= 60 * MS, "{after_ns}");
     let left: Vec<_> = mock.ledger().iter().map(|s| s.ended).collect();
     assert_eq!(left.iter().filter(|e| **e == Ended::ClientLeft).count(), 1);

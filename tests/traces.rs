@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
+use tapedeck_recording::manifest::Manifest;
 use tapedeck_recording::{Outcome, Phase, Recording, RequestRow, ResponseRow, Table};
 
 use crate::support::programs::{run, run_line};
@@ -250,6 +251,48 @@ fn a_trace_and_its_import_are_replayed_alike_with_exact_prompts_and_pinned_outpu
     assert_eq!(manifest.settings["replay_of_recording_id"], Value::Null);
     assert_eq!(manifest.settings["trace"]["rows"], 4);
     assert_eq!(manifest.settings["synthesis"]["exact_prompts"], 4);
+}
+
+/// The hash of what was sent is keyed where texts are not kept. The trace's own is not,
+/// where it has no texts: by it the import is found.
+#[test]
+fn a_replay_that_keeps_no_texts_is_still_compared_with_the_import() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    import("mooncake.jsonl", &dir.path().join("imported"));
+    let replayed = |name: &str, source: &str, flags: &str| {
+        let (source, out) = (fixture(source), path(name));
+        let line = format!(
+            "run {} --url sim:?ttft_ms=1&itl_ms=1&tokens=2 --content hashed --json --out {out} {flags}",
+            source.display()
+        );
+        run_line("replay", &line).expect(0);
+        Recording::open(Path::new(&out)).unwrap().manifest
+    };
+    let manifest = replayed("hashed", "mooncake.jsonl", "");
+    let of_trace = &manifest.settings["trace"]["content_hash"];
+    let imported = Recording::open(Path::new(&path("imported"))).unwrap();
+    let hash = |manifest: &Manifest| manifest.workload.clone().unwrap().content_hash;
+    assert_eq!(of_trace.as_str(), hash(&imported.manifest).as_deref());
+    assert_ne!(of_trace.as_str(), hash(&manifest).as_deref());
+    let compare = [
+        "compare",
+        &path("imported"),
+        &path("hashed"),
+        "--format",
+        "json",
+    ];
+    let compared: Value = serde_json::from_str(&run("analyze", compare).expect(0).stdout).unwrap();
+    let compared = &compared["comparisons"][0];
+    assert_eq!(compared["pairing"]["pairing"], "replay");
+    let schedule = &compared["fidelity"][0]["schedule"];
+    assert_eq!(
+        (&schedule["replayed"], &schedule["missing"]),
+        (&json!(4), &json!(0))
+    );
+
+    let manifest = replayed("texts", "aiperf_inputs.json", "--limit 1");
+    assert_eq!(manifest.settings["trace"]["content_hash"], Value::Null);
 }
 
 #[test]

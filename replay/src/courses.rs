@@ -1,12 +1,13 @@
 //! Sessions of a plan as the engine sends them: each turn when it is due, its body
 //! made while the turn before is answered.
 
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Error, Result};
-use tapedeck_live::{Arrival, Branch, Conversation, Due, NextTurn, PreparedRequest};
+use tapedeck_live::{Arrival, Branch, Conversation, NextTurn, PreparedRequest, TurnDue};
+use tokio::sync::{mpsc, oneshot};
 
 use crate::bodies::Maker;
 use crate::cli::Mode;
@@ -18,14 +19,14 @@ pub enum Bodies {
     /// Of every planned one.
     Ready(Vec<Arc<PreparedRequest>>),
     /// Made when they are asked for.
-    Made(SyncSender<Order>),
+    Made(mpsc::Sender<Order>),
 }
 
 /// A request to be made: its place in the plan, and who waits for it.
-pub type Order = (usize, SyncSender<Arc<PreparedRequest>>);
+pub type Order = (usize, oneshot::Sender<Arc<PreparedRequest>>);
 
-/// Orders that wait at most; each session under way has one for its next turn, and
-/// who finds no room waits for the maker.
+/// Orders on their way to the maker, and as many that it has taken; each session under
+/// way has one for its next turn. A turn that finds no room is ordered when it is due.
 const ORDERS: usize = 65_536;
 
 /// A plan and what follows what in it.
@@ -98,22 +99,31 @@ impl Courses {
 
     fn order(&self, place: usize) -> Ordered {
         let request = match &self.bodies {
-            Bodies::Ready(requests) => Coming::Ready(Arc::clone(&requests[place])),
+            Bodies::Ready(requests) => Request::Ready(Arc::clone(&requests[place])),
             Bodies::Made(orders) => {
-                let (give, take) = sync_channel(1);
-                // A maker that is gone has said why.
-                orders.send((place, give)).ok();
-                Coming::Later(take)
+                let (give, take) = oneshot::channel();
+                match orders.try_send((place, give)) {
+                    // A maker that is gone has said why.
+                    Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => Request::Ordered(take),
+                    Err(mpsc::error::TrySendError::Full(_)) => Request::NoRoom(orders.clone()),
+                }
             }
         };
         Ordered { place, request }
     }
 
-    fn due(&self, place: usize) -> Due {
+    /// Bytes that the arrival at `place` keeps where its body has `body_bytes`: about
+    /// as many again for each of those that are ordered with it.
+    #[must_use]
+    pub fn kept_bytes(&self, place: usize, body_bytes: usize) -> usize {
+        body_bytes.saturating_mul(1 + self.followers[place].len())
+    }
+
+    fn due(&self, place: usize) -> TurnDue {
         let planned = &self.plan.requests()[place];
         match self.plan.schedule.mode {
-            Mode::Closed => Due::After(planned.think),
-            Mode::Session | Mode::Open => Due::At(planned.offset_ns),
+            Mode::Closed => TurnDue::After(planned.think),
+            Mode::Session | Mode::Open => TurnDue::At(planned.offset_ns),
         }
     }
 }
@@ -122,21 +132,27 @@ impl Courses {
 #[derive(Debug)]
 struct Ordered {
     place: usize,
-    request: Coming,
+    request: Request,
 }
 
 #[derive(Debug)]
-enum Coming {
+enum Request {
     Ready(Arc<PreparedRequest>),
-    Later(Receiver<Arc<PreparedRequest>>),
+    Ordered(oneshot::Receiver<Arc<PreparedRequest>>),
+    NoRoom(mpsc::Sender<Order>),
 }
 
 impl Ordered {
     /// Waits for the maker, who has had the time of an answer.
-    fn take(self) -> Option<Arc<PreparedRequest>> {
+    async fn take(self) -> Option<Arc<PreparedRequest>> {
         match self.request {
-            Coming::Ready(request) => Some(request),
-            Coming::Later(coming) => coming.recv().ok(),
+            Request::Ready(request) => Some(request),
+            Request::Ordered(coming) => coming.await.ok(),
+            Request::NoRoom(orders) => {
+                let (give, take) = oneshot::channel();
+                orders.send((self.place, give)).await.ok()?;
+                take.await.ok()
+            }
         }
     }
 }
@@ -191,11 +207,10 @@ impl Conversation for Course {
     fn next_turn(&mut self, _reply: String) -> Option<NextTurn> {
         let next = self.next.take()?;
         let place = next.place;
-        let request = next.take()?;
         self.follow(place);
         let found = &self.courses.plan.requests()[place].found;
         Some(NextTurn {
-            request,
+            request: Box::pin(next.take()),
             due: self.courses.due(place),
             turn: found.original.turn,
             replay_of: Some(found.original.request_id),
@@ -211,13 +226,17 @@ impl Conversation for Course {
     fn branches(&mut self) -> Vec<Branch> {
         let branches = std::mem::take(&mut self.branches).into_iter();
         let branch = |ordered: Ordered| {
-            let place = ordered.place;
-            Some(Branch {
-                arrival: self.courses.arrival(place, ordered.take()?),
-                due: self.courses.due(place),
-            })
+            let (place, courses) = (ordered.place, Arc::clone(&self.courses));
+            Branch {
+                due: courses.due(place),
+                turns: courses.sizes[place] as usize,
+                arrival: Box::pin(async move {
+                    let request = ordered.take().await?;
+                    Some(courses.arrival(place, request))
+                }),
+            }
         };
-        branches.filter_map(branch).collect()
+        branches.map(branch).collect()
     }
 }
 
@@ -233,16 +252,20 @@ impl TurnMaker {
     ///
     /// # Errors
     /// When there is no thread to be had.
-    pub fn start(plan: &Arc<Plan>, maker: &Arc<Maker>) -> Result<(Self, SyncSender<Order>)> {
-        let (orders, ordered) = sync_channel::<Order>(ORDERS);
+    pub fn start(plan: &Arc<Plan>, maker: &Arc<Maker>) -> Result<(Self, mpsc::Sender<Order>)> {
+        let (orders, mut ordered) = mpsc::channel::<Order>(ORDERS);
         let failed = Arc::new(Mutex::new(None));
         let (plan, maker) = (Arc::clone(plan), Arc::clone(maker));
         let first_failure = Arc::clone(&failed);
+        let mut waiting = BTreeMap::new();
         let make = move || {
-            for (place, give) in ordered {
+            while let Some((place, give)) = most_urgent(&mut ordered, &mut waiting) {
+                // Nobody waits any more when the run was stopped.
+                if give.is_closed() {
+                    continue;
+                }
                 match maker.request(&plan.requests()[place]) {
-                    // Nobody waits any more when the run was stopped.
-                    Ok(request) => drop(give.try_send(Arc::new(request))),
+                    Ok(request) => drop(give.send(Arc::new(request))),
                     Err(error) => {
                         let mut failed =
                             first_failure.lock().unwrap_or_else(PoisonError::into_inner);
@@ -271,9 +294,26 @@ impl TurnMaker {
     }
 }
 
+/// The order that the plan has first: sessions that have only been looked at ahead of
+/// their time give way to those under way. `None` when nobody can order any more.
+fn most_urgent(
+    ordered: &mut mpsc::Receiver<Order>,
+    waiting: &mut BTreeMap<usize, oneshot::Sender<Arc<PreparedRequest>>>,
+) -> Option<Order> {
+    while waiting.len() < ORDERS
+        && let Ok((place, give)) = ordered.try_recv()
+    {
+        waiting.insert(place, give);
+    }
+    waiting.pop_first().or_else(|| ordered.blocking_recv())
+}
+
 /// Wherever the source says so, requests are given up again.
 #[must_use]
 pub fn cancelled(plan: &Plan) -> usize {
     let after = |p: &crate::schedule::Planned| -> Option<Duration> { p.found.cancel_after };
     plan.requests().iter().filter_map(after).count()
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,10 +1,11 @@
 //! Replay: the load generator with arrivals from a recording.
 //!
 //! [`source`] reads a recording or a trace, [`schedule`] makes a plan of it, [`bodies`]
-//! what is sent, [`courses`] who waits for whom, and [`run`] sends it through the same
+//! what is sent, [`ahead`] has some of it ready, [`courses`] knows who waits for whom, and [`run`] sends it through the same
 //! harness as `record load`. [`import`] makes a recording of a trace, and [`serve`]
 //! stands in for the server that was recorded.
 
+pub mod ahead;
 pub mod bodies;
 pub mod cli;
 pub mod courses;

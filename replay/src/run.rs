@@ -3,7 +3,6 @@
 use std::io::{ErrorKind, Write};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -17,6 +16,7 @@ use tapedeck_run::options::check_connections;
 use tapedeck_run::output::{self, content_hash};
 use tapedeck_run::server::Server;
 
+use crate::ahead::reserve;
 use crate::bodies::{Maker, aimed, apis};
 use crate::cli::{Mode, PlanArgs, Rounds, RunArgs, Salt, SourceArgs};
 use crate::courses::{Bodies, Courses, TurnMaker, cancelled};
@@ -116,10 +116,6 @@ fn announce(what: &str, plan: &Plan) {
 /// Name of a recording that was given none.
 const COMMAND: &str = "replay";
 
-/// Requests made ahead of the pacer: a trace's prompts need not all lie in memory,
-/// and some hundred are more than it sends while one is made.
-const AHEAD: usize = 128;
-
 /// Carries out `replay run`.
 ///
 /// # Errors
@@ -142,7 +138,7 @@ pub fn run(args: &RunArgs) -> Result<Ending> {
     announce("replaying", &plan);
     // The probe has the first id.
     let first_id = i64::from(!args.no_probe);
-    // Recorded bodies lie in memory already; prompts are made as they are due.
+    // Recorded bodies lie in memory already; prompts are made a little before they are due.
     let done = if plan.lacks_bodies() {
         let hash = plan.origin.workload.content_hash.clone();
         let first = Arc::new(maker.request(&plan.requests()[0])?);
@@ -164,7 +160,12 @@ pub fn run(args: &RunArgs) -> Result<Ending> {
         harness.record(&root, &recorded, arrivals)?
     };
     harness.stop.finish();
-    output::finish(&args.output, &[done])
+    let late_dropped = ("late_dropped".to_owned(), json!(done.late_dropped));
+    output::finish_with(
+        &args.output,
+        &[done],
+        std::iter::once(late_dropped).collect(),
+    )
 }
 
 /// Records the plan while a thread of its own makes the requests that nothing has to
@@ -177,24 +178,26 @@ fn send_made(
     plan: &Plan,
     maker: &Maker,
 ) -> Result<output::Outcome> {
-    let (give, take) = sync_channel(AHEAD);
+    let (mut made, reserve) = reserve();
     std::thread::scope(|scope| {
         let make = move || -> Result<()> {
             for place in courses.roots() {
                 let request = Arc::new(maker.request(&plan.requests()[place])?);
+                let kept_bytes = courses.kept_bytes(place, request.body.len());
                 // The run has ended: it was stopped, or says why itself.
-                if give.send(courses.arrival(place, request)).is_err() {
+                if !made.give(courses.arrival(place, request), kept_bytes) {
                     break;
                 }
             }
             Ok(())
         };
-        let made = std::thread::Builder::new()
+        let making = std::thread::Builder::new()
             .name("tapedeck-bodies".into())
             .spawn_scoped(scope, make)
             .context("cannot start a thread")?;
-        let done = harness.record(root, recorded, take.into_iter());
-        let made = match made.join() {
+        reserve.wait_filled();
+        let done = harness.record(root, recorded, reserve);
+        let made = match making.join() {
             Ok(made) => made,
             Err(panic) => std::panic::resume_unwind(panic),
         };
@@ -229,6 +232,26 @@ fn harness_plan(
     }
 }
 
+/// How a trace was read, and its hash, by which an import of it is found. Where texts
+/// are not kept, theirs is not either: of a short one it could be guessed.
+fn traced(plan: &Plan, args: &RunArgs) -> Value {
+    let mut trace = plan.origin.trace.clone();
+    let is_open = !args.output.privacy.hides_text();
+    let has_texts = plan
+        .requests()
+        .iter()
+        .any(|p| p.found.original.body.is_some());
+    if let Some(trace) = trace.as_object_mut()
+        && (is_open || !has_texts)
+    {
+        trace.insert(
+            "content_hash".into(),
+            json!(plan.origin.workload.content_hash),
+        );
+    }
+    trace
+}
+
 fn settings(
     source: &SourceArgs,
     plan: &Plan,
@@ -241,7 +264,7 @@ fn settings(
     let ns = |ns: i64| (ns < i64::MAX).then_some(ns as f64 / 1e9);
     json!({
         "replay_of_recording_id": plan.origin.recording_id,
-        "trace": plan.origin.trace,
+        "trace": traced(plan, args),
         "synthesis": maker.settings(),
         "dialect": plan.origin.dialect,
         "pin_output": maker.pin().as_str(),

@@ -386,4 +386,4 @@ fn as_ns(duration: Duration) -> i64 {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

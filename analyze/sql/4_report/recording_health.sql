@@ -18,17 +18,18 @@ names AS (
       (3, 'missing_segments'),
       (4, 'damaged_segments'),
       (5, 'unfinished_requests'),
-      (6, 'malformed_chunks'),
-      (7, 'truncated_events'),
-      (8, 'process_timestamps'),
-      (9, 'coalesced_chunks'),
-      (10, 'uncounted_requests'),
-      (11, 'token_sources'),
-      (12, 'retried_requests'),
-      (13, 'reused_connections'),
-      (14, 'server_metrics'),
-      (15, 'server_metrics_failed'),
-      (16, 'warmup_requests')
+      (6, 'late_dropped'),
+      (7, 'malformed_chunks'),
+      (8, 'truncated_events'),
+      (9, 'process_timestamps'),
+      (10, 'coalesced_chunks'),
+      (11, 'uncounted_requests'),
+      (12, 'token_sources'),
+      (13, 'retried_requests'),
+      (14, 'reused_connections'),
+      (15, 'server_metrics'),
+      (16, 'server_metrics_failed'),
+      (17, 'warmup_requests')
   ) AS v
 ),
 connection AS (
@@ -55,6 +56,7 @@ mark AS (
   SELECT
     recording_id,
     count(*) FILTER (WHERE name = 'truncated_event') AS truncated_events,
+    count(*) FILTER (WHERE name = 'late_dropped') AS late_dropped,
     count(*) FILTER (WHERE name = 'server_metrics_failed') AS failing_servers
   FROM marks
   GROUP BY recording_id
@@ -142,6 +144,7 @@ fact AS (
     coalesce(p.process_stamped, 0) AS process_stamped,
     coalesce(p.stamped, 0) AS stamped,
     coalesce(m.truncated_events, 0) AS truncated_events,
+    coalesce(m.late_dropped, 0) AS late_dropped,
     s.coalesced_share,
     t.uncounted,
     k.input_tokenizer,
@@ -189,6 +192,8 @@ SELECT
       CASE WHEN f.damaged_segments > 0 THEN 'error' ELSE 'ok' END
     WHEN 'unfinished_requests' THEN
       CASE WHEN f.unfinished > 0 THEN 'warning' ELSE 'ok' END
+    WHEN 'late_dropped' THEN
+      CASE WHEN f.late_dropped > 0 THEN 'warning' ELSE 'ok' END
     WHEN 'malformed_chunks' THEN
       CASE WHEN f.malformed_chunks > 0 THEN 'warning' ELSE 'ok' END
     WHEN 'truncated_events' THEN
@@ -223,6 +228,7 @@ SELECT
     WHEN 'missing_segments' THEN CAST(f.missing_segments AS DOUBLE)
     WHEN 'damaged_segments' THEN CAST(f.damaged_segments AS DOUBLE)
     WHEN 'unfinished_requests' THEN CAST(f.unfinished AS DOUBLE)
+    WHEN 'late_dropped' THEN CAST(f.late_dropped AS DOUBLE)
     WHEN 'malformed_chunks' THEN CAST(f.malformed_chunks AS DOUBLE)
     WHEN 'truncated_events' THEN CAST(f.truncated_events AS DOUBLE)
     WHEN 'process_timestamps' THEN
@@ -277,6 +283,11 @@ SELECT
       END
     WHEN 'unfinished_requests' THEN
       concat(f.unfinished, ' requests without a response')
+    WHEN 'late_dropped' THEN
+      concat(
+        f.late_dropped,
+        ' planned requests were not sent: they would have been later than --max-lateness allows'
+      )
     WHEN 'malformed_chunks' THEN
       concat(f.malformed_chunks, ' chunks that do not parse')
     WHEN 'truncated_events' THEN

@@ -13,6 +13,7 @@
 --   t_original_from_ns      BIGINT   ns      -      When the original was sent, as if it had come at t_due_ns; when it came where it was not sent.
 --   t_original_to_ns        BIGINT   ns      -      When the original's answer ended, likewise.
 --   t_end_ns                BIGINT   ns      -      When the replay's answer ended.
+--   cancel_error_ms         DOUBLE   ms     lower  Of those that were given up, as their original was: how much longer after sending. NULL of all others.
 --   body_same               BOOLEAN  -       higher  Equal by hash. NULL where a body was not kept.
 --   original_outcome        TEXT     -       -      How the original ended.
 --   outcome                 TEXT     -       -      How the replay of it ended.
@@ -38,6 +39,8 @@ sent AS (
     CASE WHEN g.content = 'full' THEN r.body_hash END AS body_hash,
     o.outcome,
     o.t_end_ns,
+    CASE WHEN o.outcome = 'cancelled' THEN o.t_end_ns - o.t_sent_ns END
+      AS cancelled_after_ns,
     CAST(p.input_tokens AS BIGINT) AS counted_input_tokens,
     CAST(coalesce(p.input_tokens, r.input_tokens) AS BIGINT) AS input_tokens,
     coalesce(l.output_tokens, CAST(p.output_tokens AS BIGINT)) AS output_tokens
@@ -73,6 +76,7 @@ pair AS (
     min(o.t_came_ns) OVER (PARTITION BY s.recording_id) AS t_original_zero_ns,
     min(coalesce(n.t_scheduled_ns, n.t_sent_ns))
       OVER (PARTITION BY s.recording_id) AS t_zero_ns,
+    (n.cancelled_after_ns - o.cancelled_after_ns) / 1e6 AS cancel_error_ms,
     n.body_hash = o.body_hash AS body_same,
     o.outcome AS original_outcome,
     n.outcome,
@@ -141,6 +145,7 @@ SELECT
     + CAST(round((p.t_original_to_ns - p.t_came_ns) / p.speed) AS BIGINT)
     AS t_original_to_ns,
   p.t_end_ns,
+  p.cancel_error_ms,
   p.body_same,
   p.original_outcome,
   p.outcome,

@@ -7,39 +7,34 @@
 --   pairing            TEXT    -  -  Why: replay (one side replays the other), original (both replay the same), body (the same workload, and the same body at the same place of it).
 CREATE VIEW compare_pair AS
 WITH
+origin AS (
+  SELECT
+    s.side,
+    s.recording_id,
+    g.workload_hash,
+    coalesce(
+      g.replay_of_recording_id,
+      CASE WHEN g.speed IS NOT NULL THEN g.workload_hash END
+    ) AS origin
+  FROM sides AS s
+  JOIN recordings AS g ON g.recording_id = s.recording_id
+),
+-- What the two have in common, where neither replays the other.
 two AS (
   SELECT
     b.recording_id AS base_id,
     n.recording_id AS new_id,
-    b.origin AS base_origin,
-    n.origin AS new_origin,
-    b.workload_hash AS base_hash,
-    n.workload_hash AS new_hash
-  FROM (
-    SELECT
-      s.recording_id,
-      g.workload_hash,
-      coalesce(
-        g.replay_of_recording_id,
-        CASE WHEN g.speed IS NOT NULL THEN g.workload_hash END
-      ) AS origin
-    FROM sides AS s
-    JOIN recordings AS g ON g.recording_id = s.recording_id
-    WHERE s.side = 'base'
-  ) AS b
-  CROSS JOIN (
-    SELECT
-      s.recording_id,
-      g.workload_hash,
-      coalesce(
-        g.replay_of_recording_id,
-        CASE WHEN g.speed IS NOT NULL THEN g.workload_hash END
-      ) AS origin
-    FROM sides AS s
-    JOIN recordings AS g ON g.recording_id = s.recording_id
-    WHERE s.side = 'new'
-  ) AS n
-  WHERE (SELECT count(*) FROM sides) = 2
+    CASE
+      WHEN b.origin = n.origin THEN 'original'
+      WHEN b.origin IS NULL
+        AND n.origin IS NULL
+        AND b.workload_hash = n.workload_hash THEN 'body'
+    END AS alike
+  FROM origin AS b
+  CROSS JOIN origin AS n
+  WHERE b.side = 'base'
+    AND n.side = 'new'
+    AND (SELECT count(*) FROM sides) = 2
 ),
 sent AS (
   SELECT
@@ -53,59 +48,44 @@ sent AS (
   WHERE attempt = 0
     AND phase <> 'probe'
 ),
+-- Equal in both of a pair. Copies and rounds: the first of one with the first of
+-- the other.
+known AS (
+  SELECT
+    s.recording_id,
+    s.request_id,
+    CASE t.alike WHEN 'original' THEN s.replay_of ELSE s.place END AS number,
+    CASE t.alike
+      WHEN 'original' THEN CAST(s.nth AS VARCHAR)
+      ELSE s.body_hash
+    END AS mark
+  FROM two AS t
+  JOIN sent AS s ON s.recording_id IN (t.base_id, t.new_id)
+  WHERE t.alike IS NOT NULL
+),
 candidate AS (
   SELECT
-    t.new_id,
-    r.request_id,
-    t.base_id,
-    r.original_request_id AS base_request_id,
-    'replay' AS pairing
+    'replay' AS pairing,
+    CASE r.recording_id
+      WHEN t.new_id THEN r.original_request_id
+      ELSE r.request_id
+    END AS base_request_id,
+    CASE r.recording_id
+      WHEN t.new_id THEN r.request_id
+      ELSE r.original_request_id
+    END AS request_id
   FROM two AS t
   JOIN replay_request AS r
-    ON r.recording_id = t.new_id
-    AND r.original_recording_id = t.base_id
+    ON r.recording_id IN (t.base_id, t.new_id)
+    AND r.original_recording_id IN (t.base_id, t.new_id)
   UNION ALL
-  SELECT
-    t.new_id,
-    r.original_request_id AS request_id,
-    t.base_id,
-    r.request_id AS base_request_id,
-    'replay' AS pairing
+  SELECT t.alike AS pairing, b.request_id AS base_request_id, n.request_id
   FROM two AS t
-  JOIN replay_request AS r
-    ON r.recording_id = t.base_id
-    AND r.original_recording_id = t.new_id
-  UNION ALL
-  SELECT
-    t.new_id,
-    n.request_id,
-    t.base_id,
-    b.request_id AS base_request_id,
-    'original' AS pairing
-  FROM two AS t
-  JOIN sent AS n ON n.recording_id = t.new_id
-  JOIN sent AS b
-    ON b.recording_id = t.base_id
-    AND b.replay_of = n.replay_of
-    -- Copies and rounds: the first of one with the first of the other.
-    AND b.nth = n.nth
-  WHERE t.base_origin = t.new_origin
-  UNION ALL
-  SELECT
-    t.new_id,
-    n.request_id,
-    t.base_id,
-    b.request_id AS base_request_id,
-    'body' AS pairing
-  FROM two AS t
-  JOIN sent AS n ON n.recording_id = t.new_id
-  JOIN sent AS b
-    ON b.recording_id = t.base_id
-    AND b.place = n.place
-    AND b.body_hash = n.body_hash
-  WHERE t.base_hash = t.new_hash
-    AND t.base_origin IS NULL
-    AND t.new_origin IS NULL
+  JOIN known AS b ON b.recording_id = t.base_id
+  JOIN known AS n
+    ON n.recording_id = t.new_id
+    AND n.number = b.number
+    AND n.mark = b.mark
 ),
 counted AS (
   SELECT pairing, count(*) AS n
@@ -128,10 +108,11 @@ enough AS (
   )
 )
 SELECT
-  c.new_id AS recording_id,
+  t.new_id AS recording_id,
   c.request_id,
-  c.base_id AS base_recording_id,
+  t.base_id AS base_recording_id,
   c.base_request_id,
   c.pairing
 FROM candidate AS c
-JOIN enough AS e ON e.pairing = c.pairing;
+JOIN enough AS e ON e.pairing = c.pairing
+CROSS JOIN two AS t;

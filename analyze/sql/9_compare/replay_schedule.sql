@@ -15,6 +15,10 @@
 --   inter_arrival_error_ms_max  DOUBLE  ms        lower   Worst.
 --   drift_ms                    DOUBLE  ms        lower   Mean schedule error of the last tenth of the arrivals minus that of the first. NULL below 20.
 --   overtook                    BIGINT  requests  lower   Those that left before one that was due earlier.
+--   cancelled_again             BIGINT  requests  -       Requests that were given up, as their originals were.
+--   cancel_error_ms_p50         DOUBLE  ms        lower   Median distance between how long after sending they and their originals were given up.
+--   cancel_error_ms_p99         DOUBLE  ms        lower   99th percentile.
+--   cancel_error_ms_max         DOUBLE  ms        lower   Worst.
 --   bodies_compared             BIGINT  requests  -       Those of which both bodies were kept.
 --   bodies_differ               BIGINT  requests  lower   Those whose bodies differ, by hash.
 --   outcomes_differ             BIGINT  requests  lower   Those that ended otherwise; an imported original has no outcome to differ from.
@@ -38,6 +42,12 @@ stat AS (
       AS gap_p99,
     max(abs(inter_arrival_error_ms)) AS gap_max,
     count(*) FILTER (WHERE overtook) AS overtook,
+    count(cancel_error_ms) AS cancelled_again,
+    percentile_cont(0.5) WITHIN GROUP (ORDER BY abs(cancel_error_ms))
+      AS cancel_p50,
+    percentile_cont(0.99) WITHIN GROUP (ORDER BY abs(cancel_error_ms))
+      AS cancel_p99,
+    max(abs(cancel_error_ms)) AS cancel_max,
     count(body_same) AS bodies_compared,
     count(*) FILTER (WHERE NOT body_same) AS bodies_differ,
     count(*) FILTER (
@@ -84,6 +94,10 @@ SELECT
   s.gap_max AS inter_arrival_error_ms_max,
   e.last_ms - e.first_ms AS drift_ms,
   coalesce(s.overtook, 0) AS overtook,
+  coalesce(s.cancelled_again, 0) AS cancelled_again,
+  s.cancel_p50 AS cancel_error_ms_p50,
+  s.cancel_p99 AS cancel_error_ms_p99,
+  s.cancel_max AS cancel_error_ms_max,
   coalesce(s.bodies_compared, 0) AS bodies_compared,
   coalesce(s.bodies_differ, 0) AS bodies_differ,
   coalesce(s.outcomes_differ, 0) AS outcomes_differ

@@ -202,6 +202,13 @@ fn of_work(comparison: &Comparison) -> Vec<Doubt> {
             ),
         });
     }
+    if comparison.pairing.is_some() {
+        doubts.push(Doubt {
+            weight: Weight::Info,
+            text: "rates are each side's own: their intervals are wider than those of the paired latencies"
+                .to_owned(),
+        });
+    }
     let mut lengths = comparison.metrics.iter();
     let length = lengths.find(|m| m.metric == "output_tokens" && m.stat == "mean");
     let share = length.and_then(|row| row.relative_difference);

@@ -341,7 +341,10 @@ async fn of_requests(
     Ok(())
 }
 
-/// Rates are of each side's own window: they are never drawn in pairs.
+/// Rates are of each side's own window: they are never drawn in pairs. Where one side
+/// replays the other both have the same arrivals, so their rates can only differ by when
+/// the last answers ended, and of that no block of time before says anything; loads of
+/// the same bodies have no instants in common.
 async fn of_rates(session: &Session, sides: &Sides, reaches: &mut Reaches) -> Result<(), Error> {
     let sides = Sides {
         base: sides.base.clone(),

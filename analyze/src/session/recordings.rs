@@ -167,6 +167,8 @@ impl<'a> RecordingRow<'a> {
         let counts = manifest.recovered.unwrap_or(log.counts);
         let setting = |name| manifest.settings.get(name).and_then(|v| v.as_str());
         let workload = manifest.workload.as_ref();
+        // A replay of a trace: what it sent has a hash of its own, and may hide it.
+        let trace_hash = manifest.settings.pointer("/trace/content_hash");
         Self {
             recording_id: &manifest.recording_id,
             path: recording.dir.display().to_string(),
@@ -194,7 +196,9 @@ impl<'a> RecordingRow<'a> {
             speed: manifest.settings.get("speed").and_then(|v| v.as_f64()),
             reshaped_by: reshaped_by(&manifest.settings),
             workload_kind: workload.map(|w| w.kind.as_str()),
-            workload_hash: workload.and_then(|w| w.content_hash.as_deref()),
+            workload_hash: trace_hash
+                .and_then(|hash| hash.as_str())
+                .or_else(|| workload.and_then(|w| w.content_hash.as_deref())),
             content: setting("content").unwrap_or("full"),
         }
     }

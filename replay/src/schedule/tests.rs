@@ -44,7 +44,7 @@ fn source() -> Vec<Found> {
     ]
 }
 
-fn planned(flags: &str) -> Schedule {
+pub(crate) fn planned(flags: &str) -> Schedule {
     schedule(source(), &shape(flags), 7, "fresh").unwrap()
 }
 
@@ -379,4 +379,18 @@ proptest! {
         prop_assert!(ids.iter().copied().eq(0..ids.len() as i64));
         prop_assert!(ramped.requests.iter().all(|p| p.offset_ns <= i64::from(long_s) * S));
     }
+}
+
+/// The bound is held before anything of that size is laid out.
+#[test]
+fn a_plan_that_memory_could_not_hold_is_refused_with_its_size() {
+    let shape = shape("--copies 10000 --loop 100000");
+    let refused = schedule(source(), &shape, 7, "fresh")
+        .unwrap_err()
+        .to_string();
+    assert!(
+        refused.contains("6000000000 requests, at most 50000000"),
+        "{refused}"
+    );
+    assert!(refused.contains("hint: --limit"), "{refused}");
 }

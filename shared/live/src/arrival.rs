@@ -1,5 +1,7 @@
 //! What is to be sent, prepared before the run starts.
 
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -119,11 +121,15 @@ pub trait Conversation: std::fmt::Debug + Send {
     }
 }
 
+/// Something that may still be in the making, on another thread: a worker goes on with
+/// its sockets until it is there. `None` where its maker has given up.
+pub type Coming<T> = Pin<Box<dyn Future<Output = Option<T>> + Send>>;
+
 /// A turn that is to follow.
-#[derive(Debug)]
+#[expect(missing_debug_implementations, reason = "a future has none")]
 pub struct NextTurn {
-    pub request: Arc<PreparedRequest>,
-    pub due: Due,
+    pub request: Coming<Arc<PreparedRequest>>,
+    pub due: TurnDue,
     /// Of its session, from 0.
     pub turn: Option<i32>,
     pub replay_of: Option<i64>,
@@ -132,16 +138,18 @@ pub struct NextTurn {
 }
 
 /// The first turn of a session that begins within another.
-#[derive(Debug)]
+#[expect(missing_debug_implementations, reason = "a future has none")]
 pub struct Branch {
     /// Its offset is not looked at.
-    pub arrival: Arrival,
-    pub due: Due,
+    pub arrival: Coming<Arrival>,
+    pub due: TurnDue,
+    /// It and all that follow it.
+    pub turns: usize,
 }
 
 /// When a later turn is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Due {
+pub enum TurnDue {
     /// So long after the end of the turn before.
     After(Duration),
     /// At this offset from the start of the run, ns, or at the end of the turn

@@ -31,7 +31,7 @@ use crate::policy::{CancelAfter, Ended};
 use crate::secrets::Secrets;
 use crate::session::next_turn;
 use crate::tap::ReadStamp;
-use crate::worker::{Assignment, Kill, Stage, Watch, Worker, as_ns};
+use crate::worker::{Assignment, EndOnDrop, Kill, Stage, Watch, Worker, as_ns};
 
 mod grpc;
 
@@ -161,13 +161,15 @@ enum Ending {
 }
 
 struct Attempt<'a> {
-    worker: &'a Worker,
+    worker: &'a Rc<Worker>,
     assignment: &'a Assignment,
     request: &'a PreparedRequest,
     attempt: i32,
     watch: Rc<Watch>,
     /// When the client gives it up, if it does.
     cancel: Option<CancelAfter>,
+    /// What wakes the attempt for that.
+    to_give_up: Cell<Option<EndOnDrop>>,
     content_chunks: Cell<u32>,
     ready: Cell<Ready>,
     /// Until the request row is recorded.
@@ -209,7 +211,7 @@ impl Answer {
 
 impl<'a> Attempt<'a> {
     fn new(
-        worker: &'a Worker,
+        worker: &'a Rc<Worker>,
         assignment: &'a Assignment,
         t_dispatched_ns: i64,
         attempt: i32,
@@ -234,6 +236,7 @@ impl<'a> Attempt<'a> {
                 Some(after) => Some(CancelAfter::Time(after)),
                 None => worker.policy.cancels(assignment.request_id),
             },
+            to_give_up: Cell::new(None),
             content_chunks: Cell::new(0),
             ready: Cell::default(),
             failure: Cell::new(None),
@@ -505,6 +508,18 @@ impl<'a> Attempt<'a> {
         if let Some(CancelAfter::Time(after)) = self.cancel {
             let now_ns = self.worker.clock.now_ns();
             self.watch.give_up_at(now_ns.saturating_add(as_ns(after)));
+            let waking = self.worker.wake_to_give_up(&self.watch);
+            self.to_give_up.set(Some(waking));
+        }
+    }
+
+    /// The time until then counts from here: writing took its own.
+    fn put_off_giving_up(&self, t_sent_ns: i64) {
+        if let Some(CancelAfter::Time(after)) = self.cancel
+            && self.watch.will_give_up()
+        {
+            self.watch
+                .give_up_at(t_sent_ns.saturating_add(as_ns(after)));
         }
     }
 
@@ -634,7 +649,11 @@ impl<'a> Attempt<'a> {
         let Some(t_sent_ns) = t_sent_ns else {
             return;
         };
+        if self.row_is_recorded() {
+            return;
+        }
         self.update_row(|row| row.t_sent_ns = Some(t_sent_ns));
+        self.put_off_giving_up(t_sent_ns);
         self.record_request();
     }
 

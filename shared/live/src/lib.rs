@@ -68,7 +68,8 @@ pub mod telemetry;
 mod worker;
 
 pub use arrival::{
-    Arrival, Arrivals, Branch, ClientTimes, Conversation, Due, NextTurn, PreparedRequest,
+    Arrival, Arrivals, Branch, ClientTimes, Coming, Conversation, NextTurn, PreparedRequest,
+    TurnDue,
 };
 pub use engine::{Deadline, Failure, Gauges, RunError, RunSpec, Stop, StopLevel, Workers, run};
 pub use policy::{AttemptPolicy, CancelAfter, Cancellation};

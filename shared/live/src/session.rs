@@ -14,7 +14,7 @@ use serde_json::json;
 use tapedeck_recording::{ChunkKind, MarkRow};
 use tapedeck_wire::dialect::{Api, reply_text};
 
-use crate::arrival::{Arrival, Branch, Due};
+use crate::arrival::{Arrival, Branch, Coming, TurnDue};
 use crate::engine::Deadline;
 use crate::pace::SlotGuard;
 use crate::worker::{Assignment, Worker, as_ns, branch};
@@ -46,10 +46,10 @@ impl Course {
 
     /// When a turn is planned and when it may go, where the one before it ended at
     /// `t_end_ns`.
-    fn instants_of(&self, due: Due, t_end_ns: i64) -> (i64, i64) {
+    fn instants_of(&self, due: TurnDue, t_end_ns: i64) -> (i64, i64) {
         let planned_ns = match due {
-            Due::After(think) => t_end_ns.saturating_add(as_ns(think)),
-            Due::At(offset_ns) => self.start_ns.saturating_add(offset_ns),
+            TurnDue::After(think) => t_end_ns.saturating_add(as_ns(think)),
+            TurnDue::At(offset_ns) => self.start_ns.saturating_add(offset_ns),
         };
         (planned_ns, planned_ns.max(t_end_ns))
     }
@@ -135,17 +135,13 @@ pub(crate) async fn next_turn(worker: &Rc<Worker>, assignment: Assignment) -> Op
     } = assignment;
     let heard = heard?.into_inner();
     let mut conversation = arrival.conversation.take()?;
-    for Branch { arrival, due } in conversation.branches() {
-        let first = Turn {
-            arrival,
-            due,
-            after: request_id,
+    for first in conversation.branches() {
+        let after = After {
+            request_id,
             t_end_ns: heard.t_end_ns,
         };
-        branch(
-            worker,
-            first_turn(Rc::clone(worker), first, Arc::clone(&course)),
-        );
+        let first = first_turn(Rc::clone(worker), first, after, Arc::clone(&course));
+        branch(worker, first);
     }
     let left = conversation.turns_left();
     if left == 0 {
@@ -157,9 +153,13 @@ pub(crate) async fn next_turn(worker: &Rc<Worker>, assignment: Assignment) -> Op
         return None;
     }
     let next = conversation.next_turn(heard.text)?;
+    let Some(request) = made(worker, next.request).await else {
+        end(why_none(worker));
+        return None;
+    };
     let turn = Turn {
         arrival: Arrival {
-            request: next.request,
+            request,
             turn: next.turn,
             replay_of: next.replay_of,
             cancel_after: next.cancel_after,
@@ -167,8 +167,10 @@ pub(crate) async fn next_turn(worker: &Rc<Worker>, assignment: Assignment) -> Op
             ..arrival
         },
         due: next.due,
-        after: request_id,
-        t_end_ns: heard.t_end_ns,
+        after: After {
+            request_id,
+            t_end_ns: heard.t_end_ns,
+        },
     };
     let next = turn.when_due(worker, course, slot).await;
     if next.is_none() {
@@ -178,23 +180,62 @@ pub(crate) async fn next_turn(worker: &Rc<Worker>, assignment: Assignment) -> Op
 }
 
 /// The first turn of a session that began within another.
-async fn first_turn(worker: Rc<Worker>, turn: Turn, course: Arc<Course>) -> Option<Assignment> {
-    let later = turn.arrival.conversation.as_ref();
-    let left = 1 + later.map_or(0, |conversation| conversation.turns_left());
-    let after = turn.after;
+async fn first_turn(
+    worker: Rc<Worker>,
+    first: Branch,
+    after: After,
+    course: Arc<Course>,
+) -> Option<Assignment> {
+    let Branch {
+        arrival,
+        due,
+        turns,
+    } = first;
+    let end = |reason| mark_ended(&worker, after.request_id, reason, turns);
+    let Some(arrival) = made(&worker, arrival).await else {
+        end(why_none(&worker));
+        return None;
+    };
+    let turn = Turn {
+        arrival,
+        due,
+        after,
+    };
     let next = turn.when_due(&worker, course, None).await;
     if next.is_none() {
-        mark_ended(&worker, after, "the run ended", left);
+        end("the run ended");
     }
     next
+}
+
+/// What is in the making, unless the run ends first.
+async fn made<T>(worker: &Worker, coming: Coming<T>) -> Option<T> {
+    tokio::select! {
+        biased;
+        made = coming => made,
+        () = worker.alarm.sleep_until(i64::MAX) => None,
+    }
+}
+
+fn why_none(worker: &Worker) -> &'static str {
+    if worker.is_ending() {
+        "the run ended"
+    } else {
+        "the turn could not be made"
+    }
 }
 
 /// A turn that waits for its instant.
 struct Turn {
     arrival: Arrival,
-    due: Due,
-    /// The request it follows, and when that ended.
-    after: i64,
+    due: TurnDue,
+    after: After,
+}
+
+/// The request that a turn follows, and when that ended.
+#[derive(Clone, Copy)]
+struct After {
+    request_id: i64,
     t_end_ns: i64,
 }
 
@@ -206,13 +247,13 @@ impl Turn {
         course: Arc<Course>,
         slot: Option<SlotGuard>,
     ) -> Option<Assignment> {
-        let (t_planned_ns, due_ns) = course.instants_of(self.due, self.t_end_ns);
+        let (t_planned_ns, due_ns) = course.instants_of(self.due, self.after.t_end_ns);
         if !wait_until(worker, &course, self.due, due_ns).await {
             return None;
         }
         let arrival = Arrival {
             offset_ns: None,
-            parent_request_id: Some(self.after),
+            parent_request_id: Some(self.after.request_id),
             ..self.arrival
         };
         Some(Assignment {
@@ -231,14 +272,14 @@ impl Turn {
 /// False when the run ends first. An instant of the plan is met by polling the clock
 /// at last. A think time may be as late as waking is, and costs no CPU, by which a
 /// closed loop is judged.
-async fn wait_until(worker: &Worker, course: &Course, due: Due, due_ns: i64) -> bool {
+async fn wait_until(worker: &Worker, course: &Course, due: TurnDue, due_ns: i64) -> bool {
     let goes_on = |t_ns: i64| t_ns < course.until.t_ns() && !worker.is_ending();
     if !goes_on(due_ns) {
         return false;
     }
     match due {
-        Due::After(_) => worker.alarm.sleep_until(due_ns).await,
-        Due::At(_) => {
+        TurnDue::After(_) => worker.alarm.sleep_until(due_ns).await,
+        TurnDue::At(_) => {
             worker.alarm.sleep_until_nearly(due_ns).await;
             if goes_on(due_ns) {
                 worker.alarm.spin_until(due_ns).await;

@@ -14,7 +14,7 @@ use tapedeck_recording::failpoint::panic_point;
 use tapedeck_recording::{EventBatch, Privacy, Sink};
 use tokio::runtime::LocalOptions;
 use tokio::sync::mpsc;
-use tokio::task::{JoinError, JoinSet};
+use tokio::task::{AbortHandle, JoinError, JoinSet};
 
 use crate::alarm::Alarm;
 use crate::arrival::Arrival;
@@ -239,6 +239,28 @@ impl Worker {
         watch
     }
 
+    /// Has `watch` looked at when its attempt is to be given up, which is finer than a
+    /// tick. Ends with the handle.
+    pub(crate) fn wake_to_give_up(self: &Rc<Self>, watch: &Rc<Watch>) -> EndOnDrop {
+        let (worker, watch) = (Rc::clone(self), Rc::downgrade(watch));
+        let waiting = tokio::task::spawn_local(async move {
+            while let Some(t_ns) = watch.upgrade().map(|watch| watch.cancel_ns.get()) {
+                worker.alarm.sleep_until(t_ns).await;
+                let now_ns = worker.clock.now_ns();
+                // Put off, or the run is ending: the tick sees to that.
+                match watch
+                    .upgrade()
+                    .filter(|watch| watch.cancel_ns.get() <= now_ns)
+                {
+                    Some(watch) => return watch.check(now_ns, false),
+                    None if worker.is_ending() => return,
+                    None => {}
+                }
+            }
+        });
+        EndOnDrop(waiting.abort_handle())
+    }
+
     fn check_watches(&self, cancel: bool) {
         let now_ns = self.clock.now_ns();
         self.watches.borrow_mut().retain(|watch| {
@@ -291,9 +313,14 @@ impl Watch {
         self.stage.set((stage, deadline_ns));
     }
 
-    /// Gives the attempt up at an instant.
+    /// Gives the attempt up at an instant, which may be put off.
     pub(crate) fn give_up_at(&self, t_ns: i64) {
         self.cancel_ns.set(t_ns);
+    }
+
+    /// Whether an instant was named.
+    pub(crate) fn will_give_up(&self) -> bool {
+        self.cancel_ns.get() < i64::MAX
     }
 
     pub(crate) fn kill(&self) -> Option<Kill> {
@@ -342,6 +369,16 @@ impl Watch {
                 .map_or(Poll::Pending, |k| Poll::Ready(Err(k)))
         })
         .await
+    }
+}
+
+/// A task that is not to outlive whoever holds this.
+#[derive(Debug)]
+pub(crate) struct EndOnDrop(AbortHandle);
+
+impl Drop for EndOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 

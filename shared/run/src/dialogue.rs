@@ -1,8 +1,9 @@
 //! Sessions whose later turns are built when they are due.
 
+use std::future::ready;
 use std::sync::Arc;
 
-use tapedeck_live::{Conversation, Due, NextTurn};
+use tapedeck_live::{Conversation, NextTurn, TurnDue};
 use tapedeck_workload::dialogue::{Dialogue, Replies, ThinkTime};
 use tapedeck_workload::{BodyOptions, Prompt};
 
@@ -64,8 +65,8 @@ impl Conversation for Session {
             ..
         } = &*self.shared;
         Some(NextTurn {
-            request: Arc::new(builder.request(&prompt, options)),
-            due: Due::After(think.draw(*seed, self.place, self.turn)),
+            request: Box::pin(ready(Some(Arc::new(builder.request(&prompt, options))))),
+            due: TurnDue::After(think.draw(*seed, self.place, self.turn)),
             turn: i32::try_from(self.turn).ok(),
             replay_of: None,
             cancel_after: None,

@@ -231,15 +231,16 @@ impl Harness<'_> {
             return Err(error);
         }
         let (requests, failed) = run.gauges.measured_requests();
-        let dropped = run.gauges.dropped_requests();
-        if dropped > 0 {
-            eprintln!("{dropped} requests were too late to be sent and were dropped");
+        let late_dropped = run.gauges.dropped_requests();
+        if late_dropped > 0 {
+            eprintln!("{late_dropped} requests were too late to be sent and were dropped");
         }
         Ok(Outcome {
             path: dir.to_owned(),
             requests,
             failed,
             failures: run.gauges.first_failures(),
+            late_dropped,
         })
     }
 }

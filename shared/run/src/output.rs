@@ -20,6 +20,8 @@ pub struct Outcome {
     pub requests: u64,
     pub failed: u64,
     pub failures: Vec<Failure>,
+    /// Requests that were not sent because they would have been too late.
+    pub late_dropped: u64,
 }
 
 /// The folder that `--out` names or its default. Refuses one that holds anything,

@@ -45,6 +45,13 @@ pub(super) fn fidelity(fidelity: &Fidelity) -> Vec<Block> {
         }),
         ("Other outcomes", cell(schedule, "outcomes_differ", 0)),
     ];
+    let is_cancelled = schedule.get("cancelled_again").and_then(Value::as_i64);
+    if is_cancelled.is_some_and(|n| n > 0) {
+        rows.push((
+            "Given up again, error p50 / p99 / max (ms)",
+            three("cancel_error_ms"),
+        ));
+    }
     rows.extend(fidelity.lengths.iter().map(length));
     rows.extend(flight(&fidelity.flight));
     rows.extend(prefix(fidelity));

@@ -119,9 +119,9 @@ pub(super) fn client(file: &Path, seed: u64, reading: &mut Reading) -> Result<()
 fn length_ns(windows: &[(u64, Window)], place: usize) -> i64 {
     let begin_ns = |place: usize| windows.get(place).map(|(_, window)| window.begin_ns);
     let own_ns = windows[place].1.begin_ns;
-    let next = begin_ns(place + 1).map(|next_ns| next_ns - own_ns);
+    let next = begin_ns(place + 1).map(|next_ns| next_ns.saturating_sub(own_ns));
     let before = place.checked_sub(1).and_then(begin_ns);
-    next.or_else(|| before.map(|before_ns| own_ns - before_ns))
+    next.or_else(|| before.map(|before_ns| own_ns.saturating_sub(before_ns)))
         .unwrap_or(WINDOW_NS)
 }
 
@@ -144,12 +144,15 @@ fn requests(
     }
     let n = wanted.floor() + f64::from(rng.random_bool(wanted.fract()));
     let places = around(n as usize, gaps, rng);
-    let rows = places.into_iter().map(|at| Row {
-        input_tokens: Some(drawn(&lengths.input, rng)),
-        output_tokens: Some(drawn(&lengths.output, rng)),
-        ..Row::new(number, window.begin_ns + (at * length_ns as f64) as i64)
+    let rows = places.into_iter().map(|at| {
+        let t_ns = window.begin_ns.checked_add((at * length_ns as f64) as i64);
+        Ok(Row {
+            input_tokens: Some(drawn(&lengths.input, rng)),
+            output_tokens: Some(drawn(&lengths.output, rng)),
+            ..Row::new(number, t_ns.ok_or("ends later than instants go")?)
+        })
     });
-    Ok(rows.collect())
+    rows.collect()
 }
 
 /// `n` places on a circle of length 1, with gaps of that distribution.
@@ -351,6 +354,16 @@ mod tests {
         assert!(refused.contains("trace.csv line 4"), "{refused}");
         let read = trace(&bad, 0, true).unwrap();
         assert_eq!((read.rows.len(), read.bad), (2100, 3));
+    }
+
+    #[test]
+    fn a_window_may_not_last_until_after_the_last_instant() {
+        // Nine requests in nine milliards of seconds from then on.
+        let late = format!("{WINDOWS}9223372000,0.000000001,1,Gamma,1,1\n");
+        let refused = trace(&late, 0, false).unwrap_err().to_string();
+        assert!(refused.contains("line 4"), "{refused}");
+        assert!(refused.contains("later than instants go"), "{refused}");
+        assert_eq!(trace(&late, 0, true).unwrap().bad, 1);
     }
 
     proptest! {
