@@ -24,7 +24,7 @@ use tokio::task::JoinSet;
 
 use crate::plans::{CompactSorts, MergeJoins};
 
-/// What one request takes in the joins of a report that hold one side.
+/// What one request takes in a report whose joins hold one side.
 const BYTES_PER_REQUEST: u64 = 1 << 10;
 
 /// What one partition of a plan needs to sort and to group in, where memory is scarce.
@@ -42,7 +42,7 @@ pub(crate) const fn sample_bytes(memory_bytes: usize) -> usize {
 }
 
 /// The engine for recordings of `requests` in all. Where their joins would take
-/// half of the memory, requests are joined by merging, in fewer partitions.
+/// more than the memory, requests are joined by merging, in fewer partitions.
 ///
 /// # Errors
 /// When there is no folder for temporary files.
@@ -50,7 +50,7 @@ pub(crate) fn context(memory_bytes: usize, requests: u64) -> Result<SessionConte
     // So that `SHOW TABLES` and `DESCRIBE requests` work in `analyze query`.
     let mut config = SessionConfig::new().with_information_schema(true);
     let mut rules = PhysicalOptimizer::new().rules;
-    if requests.saturating_mul(BYTES_PER_REQUEST) > memory_bytes as u64 / 2 {
+    if requests.saturating_mul(BYTES_PER_REQUEST) > memory_bytes as u64 {
         let most = config.target_partitions();
         config = config
             .with_target_partitions((memory_bytes / BYTES_PER_PARTITION).clamp(1, most))
