@@ -20,6 +20,8 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::error::ArrowError;
+use datafusion::logical_expr::SortExpr;
+use datafusion::prelude::col;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use tapedeck_recording::manifest::{RecoveredCounts, State};
 use tapedeck_recording::schema::{FORMAT_VERSION, RECORDING_ID};
@@ -38,8 +40,15 @@ const READ_MODELS: [&str; 2] = ["chunk_stream", "read_lag"];
 /// Below this many chunks in all, computing is as fast as looking for a file.
 const MIN_CHUNKS: u64 = 1 << 14;
 
-/// Ranges looked at together, for each holds the lists of its own.
+/// Chunks of one range, and what each takes while its range is looked at.
+const CHUNKS_PER_RANGE: usize = 1 << 21;
+const BYTES_PER_CHUNK: usize = 128;
+
+/// Ranges looked at together, for each holds the chunks of its own.
 const MOST_AT_ONCE: usize = 8;
+
+/// How rows lie in a file, beside what the SQL says: by `request_id` and `attempt`.
+const LAYOUT: u32 = 2;
 
 /// The files of one read model, one for each recording.
 pub(crate) struct ReadModel {
@@ -77,7 +86,12 @@ pub(crate) enum Missing {
 /// the views have to be computed: it is still open, its files are not those of its
 /// manifest, its folder cannot be written, or nobody made them and `missing` says
 /// not to.
-pub(crate) async fn read_models(recordings: &[Recording], missing: Missing) -> Vec<ReadModel> {
+/// Making them takes about `memory_bytes`.
+pub(crate) async fn read_models(
+    recordings: &[Recording],
+    missing: Missing,
+    memory_bytes: usize,
+) -> Vec<ReadModel> {
     let chunks = recordings.iter().map(|r| r.manifest.rows(Table::Chunks));
     if chunks.sum::<u64>() < MIN_CHUNKS || !recordings.iter().all(is_whole) {
         return Vec::new();
@@ -94,7 +108,7 @@ pub(crate) async fn read_models(recordings: &[Recording], missing: Missing) -> V
         if missing == Missing::Compute {
             return Vec::new();
         }
-        if let Err(error) = build(recording, &key).await {
+        if let Err(error) = build(recording, &key, memory_bytes).await {
             note(&recording.dir.join(FOLDER), &error);
             return Vec::new();
         }
@@ -129,7 +143,8 @@ pub(crate) fn is_whole(recording: &Recording) -> bool {
 
 /// Of everything that the rows depend on.
 fn key(recording: &Recording) -> String {
-    let mut text = format!("{FORMAT_VERSION} {}\n", recording.manifest.recording_id);
+    let id = &recording.manifest.recording_id;
+    let mut text = format!("{FORMAT_VERSION} {LAYOUT} {id}\n");
     for name in models::needed_for(&READ_MODELS) {
         text.push_str(models::view(name).map_or("", |model| model.sql));
     }
@@ -175,12 +190,25 @@ async fn rows(part: Arc<Part>, range: Range) -> Result<Rows, Failed> {
     for view in READ_MODELS {
         let view = session.context().table(view).await?;
         let schema = named(view.schema().as_arrow());
+        // Within a recording: ranges follow each other.
+        let order: Vec<SortExpr> = order(&schema).into_iter().skip(1).collect();
+        let view = match order.is_empty() {
+            true => view,
+            false => view.sort(order)?,
+        };
         let batches = view.collect().await?.into_iter();
         let batches = batches.map(|batch| name(&batch, &schema, &part.recording_id));
         let batches: Result<_, ArrowError> = batches.collect();
         rows.push((Arc::clone(&schema), batches?));
     }
     Ok(rows)
+}
+
+/// How the rows of a file lie, so that joins need not sort them.
+pub(crate) fn order(schema: &Schema) -> Vec<SortExpr> {
+    let keys = [RECORDING_ID, "request_id", "attempt"].into_iter();
+    let keys = keys.take_while(|key| schema.index_of(key).is_ok());
+    keys.map(|key| col(key).sort(true, true)).collect()
 }
 
 /// `schema` of a part's session, with the recording's id as text.
@@ -208,7 +236,7 @@ fn name(
     RecordBatch::try_new(Arc::clone(schema), columns)
 }
 
-async fn build(recording: &Recording, key: &str) -> Result<(), Failed> {
+async fn build(recording: &Recording, key: &str, memory_bytes: usize) -> Result<(), Failed> {
     let spans = |table| {
         let files = recording.files(table).iter();
         files
@@ -221,8 +249,10 @@ async fn build(recording: &Recording, key: &str) -> Result<(), Failed> {
         requests: spans(Table::Requests)?,
     });
     create_folder(&recording.dir)?;
-    let ranges = ranges::ranges(&part.chunks);
+    let chunks = (memory_bytes / BYTES_PER_CHUNK).min(CHUNKS_PER_RANGE);
+    let ranges = ranges::ranges(&part.chunks, chunks as f64);
     let at_once = std::thread::available_parallelism().map_or(1, |n| n.get().min(MOST_AT_ONCE));
+    let at_once = (memory_bytes / (CHUNKS_PER_RANGE * BYTES_PER_CHUNK)).clamp(1, at_once);
     let parts = stream::iter(ranges).map(|range| tokio::spawn(rows(Arc::clone(&part), range)));
     let mut parts = parts.buffered(at_once);
     let mut files: Vec<file::Pending> = Vec::new();

@@ -4,10 +4,18 @@
 //! Whole numbers (ns) lie in pages of 65,536 neighbouring values. A page holds two
 //! bytes a value until a table of counts is smaller, 64 KiB, however often its
 //! values come. So a million gaps take at most 2 MB, and any number of gaps that
-//! lie within 40 ms take at most 40 MB. Other numbers take 8 bytes each: a sample
-//! of them has one a request, or one a gap where another tool's profile is asked for.
+//! lie within 40 ms take at most 40 MB. Other numbers take 8 bytes each, one a
+//! request, or one a gap where another tool's profile is asked for: beyond what a
+//! [`Spill`] allows they go to the disk as sorted runs, which are merged at the end.
+
+mod real;
+mod runs;
 
 use std::collections::BTreeMap;
+use std::io;
+
+pub use real::Real;
+pub use runs::Spill;
 
 /// Which of `n` sorted values a percentile is, by position from 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -70,7 +78,7 @@ pub struct Summary {
 }
 
 /// A multiset of numbers. A NaN sorts behind all others.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub enum Distribution {
     Whole(Whole),
     Real(Real),
@@ -90,16 +98,29 @@ impl Distribution {
     pub fn size_bytes(&self) -> usize {
         match self {
             Self::Whole(values) => values.bytes,
-            Self::Real(values) => 8 * (values.values.capacity() + values.weights.capacity()),
+            Self::Real(values) => values.size_bytes(),
+        }
+    }
+
+    /// Takes to the disk what is more than may be held.
+    ///
+    /// # Errors
+    /// When the disk does not take it.
+    pub fn relieve(&mut self) -> io::Result<()> {
+        match self {
+            Self::Whole(_) => Ok(()),
+            Self::Real(values) => values.relieve(),
         }
     }
 
     /// `None` of no values.
-    #[must_use]
-    pub fn summary(&mut self, percentiles: &[f64], rule: Rule) -> Option<Summary> {
+    ///
+    /// # Errors
+    /// When what is on the disk cannot be read.
+    pub fn summary(&mut self, percentiles: &[f64], rule: Rule) -> io::Result<Option<Summary>> {
         let n = self.n();
         if n == 0 {
-            return None;
+            return Ok(None);
         }
         let position = |p: &f64| rule.position(*p, n);
         let positions: Vec<f64> = percentiles.iter().map(position).collect();
@@ -109,13 +130,13 @@ impl Distribution {
         ranks.dedup();
         let (values, mean, variance) = match self {
             Self::Whole(values) => values.sorted(&ranks),
-            Self::Real(values) => values.sorted(&ranks),
+            Self::Real(values) => values.sorted(&ranks)?,
         };
         let at = |rank: f64| {
             let found = ranks.binary_search(&(rank as u64));
             found.map_or(f64::NAN, |index| values[index])
         };
-        Some(Summary {
+        Ok(Some(Summary {
             n,
             mean,
             std: variance.sqrt(),
@@ -129,19 +150,22 @@ impl Distribution {
                     fraction: p.fract(),
                 })
                 .collect(),
-        })
+        }))
     }
 
-    /// As bytes that [`Self::merge`] takes.
-    #[must_use]
-    pub fn to_bytes(&self) -> Vec<u8> {
+    /// Empties it into bytes that [`Self::merge`] takes, of the same process where
+    /// a part is on the disk.
+    ///
+    /// # Errors
+    /// When the disk does not take the rest of what it has a part of.
+    pub fn take_bytes(&mut self) -> io::Result<Vec<u8>> {
         match self {
-            Self::Whole(values) => values.to_bytes(),
-            Self::Real(values) => values.to_bytes(),
+            Self::Whole(values) => Ok(std::mem::take(values).to_bytes()),
+            Self::Real(values) => values.take_bytes(),
         }
     }
 
-    /// Adds what [`Self::to_bytes`] of the same kind made. `None` when it did not.
+    /// Adds what [`Self::take_bytes`] of the same kind made. `None` when it did not.
     #[must_use]
     pub fn merge(&mut self, bytes: &[u8]) -> Option<()> {
         let mut bytes = Bytes(bytes);
@@ -368,95 +392,6 @@ impl Whole {
         }
         Some(())
     }
-}
-
-/// Any numbers.
-#[derive(Debug, Clone, Default)]
-pub struct Real {
-    values: Vec<f64>,
-    /// Empty as long as each value counts once.
-    weights: Vec<u64>,
-    n: u64,
-}
-
-impl Real {
-    /// Adds `value`, `weight` times.
-    pub fn add(&mut self, value: f64, weight: u64) {
-        if weight == 0 {
-            return;
-        }
-        if weight != 1 && self.weights.is_empty() {
-            self.weights = vec![1; self.values.len()];
-        }
-        if weight != 1 || !self.weights.is_empty() {
-            self.weights.push(weight);
-        }
-        self.values.push(value);
-        self.n = self.n.saturating_add(weight);
-    }
-
-    /// As [`Whole::sorted`].
-    fn sorted(&mut self, ranks: &[u64]) -> (Vec<f64>, f64, f64) {
-        let mut pairs: Vec<(f64, u64)>;
-        if self.weights.is_empty() {
-            self.values.sort_unstable_by(f64::total_cmp);
-            pairs = Vec::new();
-        } else {
-            let weights = self.weights.iter().copied();
-            pairs = self.values.iter().copied().zip(weights).collect();
-            pairs.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
-        }
-        let single = self.values.iter().map(|value| (*value, 1));
-        let all = || {
-            let single = single.clone().filter(|_| pairs.is_empty());
-            single.chain(pairs.iter().copied())
-        };
-        let mean = sum(all().map(|(v, w)| v * w as f64)) / self.n as f64;
-        let squares = sum(all().map(|(v, w)| (v - mean) * (v - mean) * w as f64));
-        let mut found = Vec::with_capacity(ranks.len());
-        let mut before = 0;
-        for (value, weight) in all() {
-            before = weight.saturating_add(before);
-            while ranks.get(found.len()).is_some_and(|rank| *rank < before) {
-                found.push(value);
-            }
-        }
-        (found, mean, squares / self.n as f64)
-    }
-
-    fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(16 * self.values.len());
-        for (index, value) in self.values.iter().enumerate() {
-            let weight = self.weights.get(index).copied().unwrap_or(1);
-            bytes.extend(value.to_le_bytes());
-            bytes.extend(weight.to_le_bytes());
-        }
-        bytes
-    }
-
-    fn merge(&mut self, bytes: &mut Bytes<'_>) -> Option<()> {
-        while !bytes.0.is_empty() {
-            let value = f64::from_le_bytes(bytes.take()?);
-            self.add(value, u64::from_le_bytes(bytes.take()?));
-        }
-        Some(())
-    }
-}
-
-/// Neumaier's sum: the error does not grow with the number of values.
-fn sum(values: impl Iterator<Item = f64>) -> f64 {
-    let (mut sum, mut lost) = (0.0_f64, 0.0);
-    for value in values {
-        let next = sum + value;
-        lost += if sum.abs() >= value.abs() {
-            (sum - next) + value
-        } else {
-            (value - next) + sum
-        };
-        sum = next;
-    }
-    // Of an infinite sum nothing is lost but the meaning of `lost`.
-    if sum.is_finite() { sum + lost } else { sum }
 }
 
 struct Bytes<'a>(&'a [u8]);

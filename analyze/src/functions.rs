@@ -27,6 +27,8 @@ use tapedeck_tokens::{Tokenizer, TokenizerError};
 
 pub(crate) use text::Dialects;
 
+use crate::distribution::Spill;
+
 /// What each function is for, as `\d` and the completion of the shell have it.
 pub(crate) const FUNCTIONS: [(&str, &str); 7] = [
     (
@@ -89,9 +91,10 @@ impl Tokenizers {
     }
 }
 
-/// Functions over many rows.
-pub(crate) fn aggregates() -> [AggregateUDF; 2] {
-    [distribution::function(), stream::function()]
+/// Functions over many rows; samples of `distribution` may hold `most_bytes` in all.
+pub(crate) fn aggregates(most_bytes: usize) -> [AggregateUDF; 2] {
+    let spill = Arc::new(Spill::new(most_bytes));
+    [distribution::function(spill), stream::function()]
 }
 
 /// All functions of one row; `tokenizer` is that of `token_count` with one argument.

@@ -4,8 +4,10 @@
 //! Reading order: [`models`] (the definitions, their headers), [`parameters`]
 //! (what a user chooses), `functions` (what SQL lacks), [`session`] (recordings →
 //! tables and views; `rows`: structs ↔ tables), `derived` (what is computed once), `sealed` (whether files are
-//! what was sealed), [`distribution`] (percentiles in little memory), [`shell`] (one question
-//! after the other), [`mod@report`] (rows → report), [`render`] (report → text), [`output`] (rows → files),
+//! what was sealed), [`distribution`] (percentiles in little memory), `engine`
+//! (how much it may hold), `plans` (what of its plans is changed), [`shell`] (one
+//! question after the other), [`mod@report`] (rows → report), [`render`] (report → text),
+//! [`output`] (rows → files),
 //! [`check`] (invariants), [`peer`] (other tools' definitions), [`explain`] (one
 //! request), [`compare`] (one side against another), `listing` (what lies below a folder), [`cli`].
 
@@ -14,6 +16,7 @@ pub mod cli;
 pub mod compare;
 mod derived;
 pub mod distribution;
+mod engine;
 pub mod explain;
 mod functions;
 mod listing;
@@ -21,6 +24,7 @@ pub mod models;
 pub mod output;
 pub mod parameters;
 pub mod peer;
+mod plans;
 pub mod render;
 pub mod report;
 mod rows;

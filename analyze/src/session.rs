@@ -18,20 +18,19 @@ use datafusion::catalog::TableProvider;
 use datafusion::datasource::MemTable;
 use datafusion::datasource::listing::ListingTableUrl;
 use datafusion::execution::context::SQLOptions;
-use datafusion::execution::memory_pool::FairSpillPool;
-use datafusion::execution::runtime_env::RuntimeEnvBuilder;
-use datafusion::physical_plan::collect_partitioned;
 use datafusion::prelude::{DataFrame, SessionConfig, SessionContext, col, lit};
 use serde::de::DeserializeOwned;
 use tapedeck_recording::footer::Footer;
 use tapedeck_recording::schema::RECORDING_ID;
 use tapedeck_recording::{Recording, Table};
 
-use crate::derived::{self, Missing, Part, Range, ReadModel};
+use crate::derived::{self, Missing, Part, Range, ReadModel, Span};
+use crate::engine::{self, Kept, Rows};
 use crate::functions::{self, Dialects, Tokenizers};
 use crate::models;
 use crate::parameters::{Parameters, Slo};
 use crate::peer::{self, Profile};
+use crate::plans::OneKey;
 use crate::rows;
 use crate::sealed::damaged;
 
@@ -58,6 +57,7 @@ pub const SMALL_VIEWS: [&str; 9] = [
 pub struct Session {
     context: SessionContext,
     recordings: Vec<Recording>,
+    kept: Kept,
 }
 
 impl std::fmt::Debug for Session {
@@ -141,7 +141,8 @@ impl Session {
             true => Missing::Make,
             false => Missing::Compute,
         };
-        let read_models = derived::read_models(&recordings, missing).await;
+        let read_models =
+            derived::read_models(&recordings, missing, parameters.memory_limit_bytes).await;
         let session = Self::open_with(recordings, parameters, Some(&damaged))?;
         session.create_views(parameters, keep, &read_models).await?;
         Ok(session)
@@ -155,7 +156,9 @@ impl Session {
         recordings: Vec<Recording>,
         parameters: &Parameters,
     ) -> Result<Self, Error> {
-        let read_models = derived::read_models(&recordings, Missing::Compute).await;
+        let read_models =
+            derived::read_models(&recordings, Missing::Compute, parameters.memory_limit_bytes)
+                .await;
         let session = Self::open_tables(recordings, parameters)?;
         session.create_views(parameters, &[], &read_models).await?;
         Ok(session)
@@ -188,11 +191,14 @@ impl Session {
         goals: &[&'static str],
     ) -> Result<Self, Error> {
         let config = SessionConfig::new().with_target_partitions(1);
+        let context = SessionContext::new_with_config(config);
+        context.add_optimizer_rule(Arc::new(OneKey));
         let session = Self {
-            context: SessionContext::new_with_config(config),
+            kept: Kept::new(&context, 0),
+            context,
             recordings: Vec::new(),
         };
-        for function in functions::aggregates() {
+        for function in functions::aggregates(usize::MAX) {
             session.context.register_udaf(function);
         }
         for (table, files) in [
@@ -200,12 +206,14 @@ impl Session {
             (Table::Requests, &part.requests),
         ] {
             let files = files.iter().filter(|file| file.overlaps(range));
-            let urls = files.map(|file| file_url(&file.path));
+            let files: Vec<&Span> = files.collect();
+            let has_retries = files.iter().any(|file| file.has_retries);
+            let urls = files.iter().map(|file| file_url(&file.path));
             let urls: Vec<ListingTableUrl> = urls.collect::<Result<_, _>>()?;
             let rows: Arc<dyn TableProvider> = if urls.is_empty() {
                 Arc::new(MemTable::try_new(table.schema(), vec![vec![]]).map_err(Error::Query)?)
             } else {
-                parquet_files(urls, table.schema())?
+                parquet_files(urls, table.schema(), vec![])?
             };
             let of_range = col("request_id")
                 .gt_eq(lit(range.from))
@@ -215,6 +223,11 @@ impl Session {
             let rows = session.context.read_table(rows);
             let rows = rows
                 .and_then(|rows| rows.filter(of_range)?.with_column(RECORDING_ID, lit(0_i32)))
+                .and_then(|rows| match has_retries {
+                    true => Ok(rows),
+                    // As the files say: so the key of a chunk is one number.
+                    false => rows.with_column("attempt", lit(0_i32)),
+                })
                 .map_err(Error::Query)?;
             session.register(table.name(), rows.into_view())?;
         }
@@ -240,15 +253,12 @@ impl Session {
         parameters: &Parameters,
         damaged: Option<&[usize]>,
     ) -> Result<Self, Error> {
-        // So that `SHOW TABLES` and `DESCRIBE requests` work in `analyze query`.
-        let config = SessionConfig::new().with_information_schema(true);
-        // Each operator gets its share: a sort that does not fit goes to the disk
-        // instead of taking what a join beside it needs.
-        let pool = FairSpillPool::new(parameters.memory_limit_bytes);
-        let runtime = RuntimeEnvBuilder::new().with_memory_pool(Arc::new(pool));
-        let runtime = runtime.build_arc().map_err(Error::Query)?;
+        let requests = recordings.iter().map(|r| r.manifest.rows(Table::Requests));
+        let memory_bytes = parameters.memory_limit_bytes;
+        let context = engine::context(memory_bytes, requests.sum()).map_err(Error::Query)?;
         let session = Self {
-            context: SessionContext::new_with_config_rt(config, runtime),
+            kept: Kept::new(&context, memory_bytes),
+            context,
             recordings,
         };
         session.register_functions(parameters)?;
@@ -404,7 +414,7 @@ impl Session {
         if urls.is_empty() {
             return self.register(table.name(), Arc::new(memory));
         }
-        let sealed = parquet_files(urls, table.schema())?;
+        let sealed = parquet_files(urls, table.schema(), vec![])?;
         if !has_unsealed {
             return self.register(table.name(), sealed);
         }
@@ -427,7 +437,8 @@ impl Session {
         for function in functions::all(&dialects, tokenizers, parameters.tokenizer.clone()) {
             self.context.register_udf(function);
         }
-        for function in functions::aggregates() {
+        let sample_bytes = engine::sample_bytes(parameters.memory_limit_bytes);
+        for function in functions::aggregates(sample_bytes) {
             self.context.register_udaf(function);
         }
         Ok(())
@@ -456,7 +467,8 @@ impl Session {
             .deregister_table(model.name)
             .map_err(Error::Query)?;
         let urls = files.iter().map(|path| file_url(path));
-        let files = parquet_files(urls.collect::<Result<_, _>>()?, schema)?;
+        let order = derived::order(&schema);
+        let files = parquet_files(urls.collect::<Result<_, _>>()?, schema, order)?;
         self.register(model.name, files)
     }
 
@@ -496,15 +508,19 @@ impl Session {
         };
         let task = Arc::new(view.task_ctx());
         let plan = view.create_physical_plan().await.map_err(view_error)?;
-        // The physical schema: it knows better than the logical one what is never NULL.
-        let columns = plan.schema();
-        let partitions = collect_partitioned(plan, task).await.map_err(view_error)?;
-        let rows = MemTable::try_new(columns, partitions).map_err(view_error)?;
+        let rows = self.kept.rows(plan, task).await.map_err(view_error)?;
+        let rows: Arc<dyn TableProvider> = match rows {
+            Rows::Memory(rows) => Arc::new(rows),
+            Rows::Files(paths, schema) => {
+                let urls = paths.iter().map(|path| file_url(path));
+                parquet_files(urls.collect::<Result<_, _>>()?, schema, vec![])?
+            }
+        };
         self.context
             .deregister_table(name.as_str())
             .map_err(view_error)?;
         self.context
-            .register_table(name.as_str(), Arc::new(rows))
+            .register_table(name.as_str(), rows)
             .map_err(view_error)?;
         Ok(())
     }

@@ -38,30 +38,33 @@ plateau AS (
   WHERE in_flight >= 0.95 * most
   GROUP BY recording_id
 ),
-stat AS (
+placed AS (
   SELECT
     r.recording_id,
-    count(*) FILTER (WHERE r.t_end_ns BETWEEN p.t_from_ns AND p.t_until_ns)
-      AS requests,
-    sum(CASE
-      WHEN r.t_end_ns BETWEEN p.t_from_ns AND p.t_until_ns THEN r.output_tokens
-    END) AS output_tokens,
-    percentile_cont(0.5) WITHIN GROUP (ORDER BY CASE
-      WHEN r.t_sent_ns BETWEEN p.t_from_ns AND p.t_until_ns THEN r.ttft_ms
-    END) AS ttft_p50,
-    percentile_cont(0.99) WITHIN GROUP (ORDER BY CASE
-      WHEN r.t_sent_ns BETWEEN p.t_from_ns AND p.t_until_ns THEN r.ttft_ms
-    END) AS ttft_p99,
-    percentile_cont(0.5) WITHIN GROUP (ORDER BY CASE
-      WHEN r.t_sent_ns BETWEEN p.t_from_ns AND p.t_until_ns THEN r.tpot_ms
-    END) AS tpot_p50,
-    percentile_cont(0.99) WITHIN GROUP (ORDER BY CASE
-      WHEN r.t_sent_ns BETWEEN p.t_from_ns AND p.t_until_ns THEN r.tpot_ms
-    END) AS tpot_p99
+    r.output_tokens,
+    r.ttft_ms,
+    r.tpot_ms,
+    r.t_end_ns BETWEEN p.t_from_ns AND p.t_until_ns AS ended_in_it,
+    r.t_sent_ns BETWEEN p.t_from_ns AND p.t_until_ns AS sent_in_it
   FROM request_latency AS r
   JOIN plateau AS p ON p.recording_id = r.recording_id
   WHERE r.outcome = 'ok'
-  GROUP BY r.recording_id
+),
+stat AS (
+  SELECT
+    recording_id,
+    count(*) FILTER (WHERE ended_in_it) AS requests,
+    sum(output_tokens) FILTER (WHERE ended_in_it) AS output_tokens,
+    percentile_cont(0.5) WITHIN GROUP (ORDER BY ttft_ms)
+      FILTER (WHERE sent_in_it) AS ttft_p50,
+    percentile_cont(0.99) WITHIN GROUP (ORDER BY ttft_ms)
+      FILTER (WHERE sent_in_it) AS ttft_p99,
+    percentile_cont(0.5) WITHIN GROUP (ORDER BY tpot_ms)
+      FILTER (WHERE sent_in_it) AS tpot_p50,
+    percentile_cont(0.99) WITHIN GROUP (ORDER BY tpot_ms)
+      FILTER (WHERE sent_in_it) AS tpot_p99
+  FROM placed
+  GROUP BY recording_id
 ),
 span AS (
   SELECT

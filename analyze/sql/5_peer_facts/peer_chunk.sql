@@ -42,14 +42,15 @@ SELECT
       coalesce(json_extract_string(c.data, '/choices/0/delta/content') = '', FALSE)
       AND json_extract_string(c.data, '/choices/0/delta/role') IS NULL
   END AS has_vllm_output
-FROM chunks AS c
-JOIN outcome AS o
-  ON o.recording_id = c.recording_id
-  AND o.request_id = c.request_id
-  AND o.attempt = c.attempt
+-- Requests first: what a join holds in memory is then a row a request.
+FROM outcome AS o
 JOIN requests AS r
-  ON r.recording_id = c.recording_id
-  AND r.request_id = c.request_id
-  AND r.attempt = c.attempt
+  ON r.recording_id = o.recording_id
+  AND r.request_id = o.request_id
+  AND r.attempt = o.attempt
+JOIN chunks AS c
+  ON c.recording_id = o.recording_id
+  AND c.request_id = o.request_id
+  AND c.attempt = o.attempt
 WHERE o.measured
   AND c.kind <> 'comment';

@@ -4,11 +4,9 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use parquet::errors::ParquetError;
+use parquet::file::metadata::ParquetMetaData;
 use parquet::file::reader::{FileReader as _, SerializedFileReader};
 use parquet::file::statistics::Statistics;
-
-/// Chunks of one range, whose instants and tokens are in memory while it is looked at.
-const CHUNKS_PER_RANGE: f64 = (1 << 21) as f64;
 
 /// Request ids, from the first up to but without the second.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +29,24 @@ pub(crate) struct Span {
     rows: f64,
     /// First and last; `None` where the file does not say.
     ids: Option<(i64, i64)>,
+    /// It may have rows of an attempt that is not the first.
+    pub(crate) has_retries: bool,
+}
+
+/// The least and the greatest value of a column of whole numbers; `None` where the
+/// file does not say.
+fn ends(metadata: &ParquetMetaData, column: &str) -> Option<(i64, i64)> {
+    let columns = metadata.file_metadata().schema_descr();
+    let index = (0..columns.num_columns()).find(|i| columns.column(*i).name() == column)?;
+    let groups = metadata.row_groups().iter();
+    let ends = groups.map(|group| match group.column(index).statistics() {
+        Some(Statistics::Int64(ids)) => Some((*ids.min_opt()?, *ids.max_opt()?)),
+        Some(Statistics::Int32(ids)) => Some(((*ids.min_opt()?).into(), (*ids.max_opt()?).into())),
+        _ => None,
+    });
+    let ends: Option<Vec<(i64, i64)>> = ends.collect();
+    let all = ends?.into_iter();
+    all.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)))
 }
 
 impl Span {
@@ -39,23 +55,11 @@ impl Span {
     pub(crate) fn of(path: &Path) -> Result<Self, ParquetError> {
         let reader = SerializedFileReader::new(File::open(path)?)?;
         let metadata = reader.metadata();
-        let columns = metadata.file_metadata().schema_descr();
-        let index = (0..columns.num_columns()).find(|i| columns.column(*i).name() == "request_id");
-        let ids = index.and_then(|index| {
-            let groups = metadata.row_groups().iter();
-            let ends = groups.map(|group| match group.column(index).statistics() {
-                Some(Statistics::Int64(ids)) => Some((*ids.min_opt()?, *ids.max_opt()?)),
-                _ => None,
-            });
-            let ends: Option<Vec<(i64, i64)>> = ends.collect();
-            ends?
-                .into_iter()
-                .reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)))
-        });
         Ok(Self {
             path: path.to_owned(),
             rows: metadata.file_metadata().num_rows() as f64,
-            ids,
+            ids: ends(metadata, "request_id"),
+            has_retries: ends(metadata, "attempt") != Some((0, 0)),
         })
     }
 
@@ -68,13 +72,9 @@ impl Span {
     }
 }
 
-/// Ranges that together have every id, of about [`CHUNKS_PER_RANGE`] chunks each
-/// if those of a file are spread evenly over its ids.
-pub(crate) fn ranges(files: &[Span]) -> Vec<Range> {
-    ranges_of(files, CHUNKS_PER_RANGE)
-}
-
-fn ranges_of(files: &[Span], most: f64) -> Vec<Range> {
+/// Ranges that together have every id, of about `most` chunks each if those of a
+/// file are spread evenly over its ids.
+pub(crate) fn ranges(files: &[Span], most: f64) -> Vec<Range> {
     // Chunks per id, where it changes.
     let mut changes = Vec::new();
     for file in files.iter().filter(|file| file.rows > 0.0) {

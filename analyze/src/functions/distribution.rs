@@ -1,6 +1,7 @@
 //! `distribution(values, percentiles[, rule[, weight]])`: exact statistics of a
 //! sample, as one struct.
 
+use std::hash::{Hash, Hasher};
 use std::sync::{Arc, LazyLock};
 
 use arrow::array::{Array, ArrayRef, AsArray, Float64Array, Int64Array, ListArray, StructArray};
@@ -14,12 +15,14 @@ use datafusion::logical_expr::{
     Accumulator, AggregateUDF, AggregateUDFImpl, Signature, TypeSignature, Volatility,
 };
 
-use crate::distribution::{Distribution, Real, Rule, Summary, Whole};
+use crate::distribution::{Distribution, Real, Rule, Spill, Summary, Whole};
 
-pub(super) fn function() -> AggregateUDF {
+/// Samples that hold more than `spill` allows go to the disk.
+pub(super) fn function(spill: Arc<Spill>) -> AggregateUDF {
     let arities = (2..=4).map(TypeSignature::Any).collect();
     AggregateUDF::from(Function {
         signature: Signature::one_of(arities, Volatility::Immutable),
+        spill,
     })
 }
 
@@ -48,9 +51,24 @@ static SUMMARY: LazyLock<Fields> = LazyLock::new(|| {
     ])
 });
 
-#[derive(Debug, PartialEq, Eq, Hash)]
+#[derive(Debug)]
 struct Function {
     signature: Signature,
+    spill: Arc<Spill>,
+}
+
+impl PartialEq for Function {
+    fn eq(&self, other: &Self) -> bool {
+        self.signature == other.signature && Arc::ptr_eq(&self.spill, &other.spill)
+    }
+}
+
+impl Eq for Function {}
+
+impl Hash for Function {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.signature.hash(state);
+    }
 }
 
 /// Of the values of a column, or of its lists.
@@ -88,7 +106,7 @@ impl AggregateUDFImpl for Function {
     fn accumulator(&self, args: AccumulatorArgs<'_>) -> Result<Box<dyn Accumulator>> {
         let values = match value_type(args.expr_fields[0].data_type()) {
             DataType::Int64 => Distribution::Whole(Whole::default()),
-            _ => Distribution::Real(Real::default()),
+            _ => Distribution::Real(Real::spilling(&self.spill)),
         };
         Ok(Box::new(Sample {
             values,
@@ -198,12 +216,12 @@ impl Accumulator for Sample {
                 self.add(&columns[0], |row| u64::try_from(weight(row)).unwrap_or(0));
             }
         }
-        Ok(())
+        Ok(self.values.relieve()?)
     }
 
     fn evaluate(&mut self) -> Result<ScalarValue> {
         let percentiles = self.percentiles.take().unwrap_or_default();
-        let Some(summary) = self.values.summary(&percentiles, self.rule) else {
+        let Some(summary) = self.values.summary(&percentiles, self.rule)? else {
             return ScalarValue::try_from(&DataType::Struct(SUMMARY.clone()));
         };
         Ok(ScalarValue::Struct(Arc::new(row(&percentiles, &summary)?)))
@@ -220,7 +238,7 @@ impl Accumulator for Sample {
         let mut names = Rule::ALL.into_iter();
         let name = names.find(|(_, rule)| *rule == self.rule);
         Ok(vec![
-            ScalarValue::LargeBinary(Some(self.values.to_bytes())),
+            ScalarValue::LargeBinary(Some(self.values.take_bytes()?)),
             ScalarValue::List(Arc::new(lists)),
             ScalarValue::from(name.map_or("linear", |(name, _)| name)),
         ])
@@ -238,6 +256,7 @@ impl Accumulator for Sample {
             if self.values.merge(values).is_none() {
                 return exec_err!("a part of a distribution cannot be read");
             }
+            self.values.relieve()?;
         }
         Ok(())
     }

@@ -9,17 +9,22 @@ use datafusion::datasource::file_format::parquet::ParquetFormat;
 use datafusion::datasource::listing::{
     ListingOptions, ListingTable, ListingTableConfig, ListingTableUrl,
 };
+use datafusion::logical_expr::SortExpr;
 
 use super::Error;
 
-/// Files as one table, read by DataFusion's own Parquet source.
+/// Files as one table, read by DataFusion's own Parquet source; the rows of each
+/// lie in `order`.
 pub(super) fn parquet_files(
     urls: Vec<ListingTableUrl>,
     schema: SchemaRef,
+    order: Vec<SortExpr>,
 ) -> Result<Arc<dyn TableProvider>, Error> {
     let format = Arc::new(ParquetFormat::default());
+    let orders = [order].into_iter().filter(|order| !order.is_empty());
+    let options = ListingOptions::new(format).with_file_sort_order(orders.collect());
     let config = ListingTableConfig::new_with_multi_paths(urls)
-        .with_listing_options(ListingOptions::new(format))
+        .with_listing_options(options)
         .with_schema(schema);
     let provider = ListingTable::try_new(config).map_err(Error::Query)?;
     Ok(Arc::new(provider))
