@@ -135,7 +135,7 @@ mod tests {
         let number = events.chunks.rows.len();
         let row = ChunkRow {
             attempt: key.1,
-            tokens: (number % 3 == 0).then_some(1),
+            tokens: number.is_multiple_of(3).then_some(1),
             ..crate::testing::chunk(key.0, key.2)
         };
         let data = format!("{key:?} {number}");
