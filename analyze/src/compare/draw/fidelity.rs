@@ -17,10 +17,7 @@ pub(super) fn fidelity(fidelity: &Fidelity) -> Vec<Block> {
         fidelity.mode.as_deref().unwrap_or("unknown"),
         settings.collect::<String>()
     );
-    let three = |name: &str| {
-        let stats = ["p50", "p99", "max"].map(|stat| cell(schedule, &format!("{name}_{stat}"), 3));
-        stats.join(" / ")
-    };
+    let three = |name: &str| three(schedule, name);
     let mut rows = vec![
         ("Requests replayed / missing / extra", {
             let counts = ["replayed", "missing", "extra"].map(|c| cell(schedule, c, 0));
@@ -45,13 +42,7 @@ pub(super) fn fidelity(fidelity: &Fidelity) -> Vec<Block> {
         }),
         ("Other outcomes", cell(schedule, "outcomes_differ", 0)),
     ];
-    let is_cancelled = schedule.get("cancelled_again").and_then(Value::as_i64);
-    if is_cancelled.is_some_and(|n| n > 0) {
-        rows.push((
-            "Given up again, error p50 / p99 / max (ms)",
-            three("cancel_error_ms"),
-        ));
-    }
+    rows.extend(given_up(schedule));
     rows.extend(fidelity.lengths.iter().map(length));
     rows.extend(flight(&fidelity.flight));
     rows.extend(prefix(fidelity));
@@ -82,6 +73,21 @@ pub(super) fn fidelity(fidelity: &Fidelity) -> Vec<Block> {
         ends_in_word: false,
     });
     blocks
+}
+
+/// Three numbers of a row, each with three decimals.
+fn three(row: &Map<String, Value>, name: &str) -> String {
+    let stats = ["p50", "p99", "max"].map(|stat| cell(row, &format!("{name}_{stat}"), 3));
+    stats.join(" / ")
+}
+
+/// A row where requests were given up, as their originals were.
+fn given_up(schedule: &Map<String, Value>) -> Option<(&'static str, String)> {
+    let n = schedule.get("cancelled_again").and_then(Value::as_i64);
+    n.filter(|n| *n > 0).map(|_| {
+        let name = "Given up again, error p50 / p99 / max (ms)";
+        (name, three(schedule, "cancel_error_ms"))
+    })
 }
 
 fn length(row: &Map<String, Value>) -> (&'static str, String) {
