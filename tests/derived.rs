@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 
+use tapedeck_analyze::session::SMALL_VIEWS;
 use tapedeck_analyze::{Format, Parameters, ReportOptions, Session, report};
 use tapedeck_recording::manifest::{Manifest, State};
 use tapedeck_recording::{ChunkKind, EventBatch, Recording};
@@ -39,8 +40,13 @@ fn events() -> EventBatch {
 }
 
 fn json(path: &Path) -> String {
+    json_within(path, None)
+}
+
+fn json_within(path: &Path, memory_limit_bytes: Option<usize>) -> String {
     let options = ReportOptions {
         warmup_ms: 100.0,
+        memory_limit_bytes,
         ..ReportOptions::default()
     };
     let paths = [path.to_owned()];
@@ -144,6 +150,12 @@ fn a_sealed_file_that_has_changed_is_doubt_that_comes_first() {
     assert_eq!(json(&path), sound, "mended");
 }
 
+/// Some operator of a plan with its figures went to the disk.
+fn spilled(plan: &str) -> bool {
+    let mut counts = plan.split("spill_count=").skip(1);
+    counts.any(|rest| !rest.starts_with('0'))
+}
+
 #[test]
 fn what_does_not_fit_goes_to_the_disk_and_comes_back_the_same() {
     let dir = tempfile::tempdir().unwrap();
@@ -176,11 +188,68 @@ fn what_does_not_fit_goes_to_the_disk_and_comes_back_the_same() {
     let (little, much) = (32 << 20, 1 << 30);
     let plan = ask(little, &format!("EXPLAIN ANALYZE {SORTED}"));
     assert!(plan.contains("spill_count="), "{plan}");
-    assert!(
-        plan.split("spill_count=")
-            .skip(1)
-            .any(|rest| !rest.starts_with('0')),
-        "{plan}"
-    );
+    assert!(spilled(&plan), "{plan}");
     assert_eq!(ask(little, &some), ask(much, &some));
+}
+
+/// Many requests of few chunks, the later ones sent twice here and there.
+fn many() -> impl Iterator<Item = EventBatch> {
+    (0..30_i64).map(|batch| {
+        let mut events = EventBatch::default();
+        for id in batch * 400..(batch + 1) * 400 {
+            let t_sent_ns = id * MS / 4;
+            let attempts = if id > 6_000 && id % 50 == 0 { 2 } else { 1 };
+            for attempt in 0..attempts {
+                let mut row = request(id, t_sent_ns + i64::from(attempt) * MS);
+                row.attempt = attempt;
+                events.requests.push(row);
+                for index in 0..4 {
+                    let t_ns = t_sent_ns + 9 * MS + i64::from(index) * (MS + id * 7_919 % MS);
+                    let mut row = chunk(id, index, ChunkKind::Content, t_ns);
+                    row.attempt = attempt;
+                    events.chunks.push(row, Some(b"x"));
+                }
+                let mut end = response(id, t_sent_ns + 20 * MS, 4, Some(4));
+                end.attempt = attempt;
+                events.responses.push(end);
+            }
+        }
+        events
+    })
+}
+
+#[test]
+fn a_report_in_little_memory_goes_to_the_disk_and_is_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("r");
+    recording::write(&path, recording::manifest("r"), 1 << 13, many());
+    edit_manifest(&path, |manifest| manifest.state = State::Open);
+    let expected = json(&path);
+    assert!(expected.contains("\"requests\": 11600"), "{expected}");
+    edit_manifest(&path, |manifest| manifest.state = State::Sealed);
+    // Less than a kilobyte a request: joins that hold one side would not fit.
+    let limit = 11 << 20;
+    assert_eq!(json_within(&path, Some(limit)), expected);
+    assert!(path.join(FILE).exists());
+
+    let parameters = Parameters {
+        memory_limit_bytes: limit,
+        ..Parameters::default()
+    };
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let plan = runtime.block_on(async {
+        let recordings = vec![Recording::open(&path).unwrap()];
+        let session = Session::open_derived(recordings, &parameters, &SMALL_VIEWS);
+        let session = session.await.unwrap();
+        let rows = session.query("EXPLAIN ANALYZE SELECT * FROM latency_percentiles");
+        let rows = rows.await.unwrap().collect().await.unwrap();
+        arrow::util::pretty::pretty_format_batches(&rows)
+            .unwrap()
+            .to_string()
+    });
+    assert!(plan.contains("SortMergeJoinExec"), "{plan}");
+    assert!(
+        plan.contains("/tapedeck-"),
+        "kept rows are read from files: {plan}"
+    );
 }

@@ -31,7 +31,7 @@ const BYTES_PER_REQUEST: u64 = 1 << 10;
 const BYTES_PER_PARTITION: usize = 256 << 20;
 
 /// Rows of a batch there: a sort that may not hold two of them cannot begin.
-const BATCH_ROWS: usize = 1 << 11;
+const BATCH_ROWS: usize = 1 << 10;
 
 /// Rows of a file's row group: its writer holds one.
 const ROWS_PER_GROUP: usize = 1 << 16;
@@ -55,7 +55,7 @@ pub(crate) fn context(memory_bytes: usize, requests: u64) -> Result<SessionConte
         config = config
             .with_target_partitions((memory_bytes / BYTES_PER_PARTITION).clamp(1, most))
             .with_batch_size(BATCH_ROWS)
-            .with_sort_spill_reservation_bytes(memory_bytes / 64)
+            .with_sort_spill_reservation_bytes(memory_bytes / 256)
             .with_prefer_existing_sort(true);
         rules.insert(0, Arc::new(MergeJoins));
         rules.push(Arc::new(CompactSorts));
