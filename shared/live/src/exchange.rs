@@ -44,7 +44,7 @@ const DRAIN_NS: i64 = 1_000_000_000;
 /// is sent again is the policy's to say. Returns the next turn of its session, when
 /// it is due.
 pub(crate) async fn exchange(worker: &Rc<Worker>, assignment: Assignment) -> Option<Assignment> {
-    let mut ready = Ready::None;
+    let mut ready = Ready::default();
     if let Some(due_ns) = assignment.arrival.offset_ns {
         worker.alarm.sleep_until_nearly(due_ns).await;
         // So that on the deadline little is left but to write.
@@ -117,31 +117,36 @@ enum Source {
     Fresh,
 }
 
-/// A connection that was taken from its pool before the deadline.
+/// A connection that was taken from its pool before the deadline, if there was one:
+/// of the kind that the request needs.
 #[derive(Default)]
-enum Ready {
-    #[default]
-    None,
-    Http1(Connection),
+struct Ready {
+    http1: Option<Connection>,
     /// Boxed, so that all others do not carry its state.
-    Http2(Box<Http2>),
+    http2: Option<Box<Http2>>,
 }
 
 impl Ready {
     async fn take(worker: &Worker, request: &PreparedRequest) -> Self {
         if is_call(request) {
             let taken = Box::pin(worker.http2_pool.take()).await;
-            return taken.map_or(Self::None, |connection| Self::Http2(Box::new(connection)));
+            return Self {
+                http2: taken.map(Box::new),
+                ..Self::default()
+            };
         }
-        let taken = worker.pool.take().await;
-        taken.map_or(Self::None, Self::Http1)
+        Self {
+            http1: worker.pool.take().await,
+            ..Self::default()
+        }
     }
 
     fn put_back(self, worker: &Worker, now_ns: i64) {
-        match self {
-            Self::None => {}
-            Self::Http1(connection) => worker.pool.put(connection, now_ns),
-            Self::Http2(connection) => worker.http2_pool.put(*connection),
+        if let Some(connection) = self.http1 {
+            worker.pool.put(connection, now_ns);
+        }
+        if let Some(connection) = self.http2 {
+            worker.http2_pool.put(*connection);
         }
     }
 }
@@ -259,9 +264,9 @@ impl<'a> Attempt<'a> {
             return Box::pin(self.send_grpc(source)).await;
         }
         let pooled = match source {
-            Source::Pool => match self.ready.take() {
-                Ready::Http1(connection) => Some(connection),
-                _ => self.worker.pool.take().await,
+            Source::Pool => match self.ready.take().http1 {
+                None => self.worker.pool.take().await,
+                ready => ready,
             },
             Source::Fresh => None,
         };

@@ -11,7 +11,7 @@ use hyper::body::Incoming;
 use tapedeck_wire::grpc::{self, framed};
 use tapedeck_wire::response::{End, ResponseReader, ResponseSpec};
 
-use super::{Answer, Attempt, Ending, Ready, Source, broken, unanswered};
+use super::{Answer, Attempt, Ending, Source, broken, unanswered};
 use crate::http2::Http2;
 use crate::worker::{Kill, Stage};
 
@@ -22,9 +22,9 @@ const FRAME_BYTES: u64 = 16_384;
 impl Attempt<'_> {
     pub(super) async fn send_grpc(&self, source: Source) -> Ending {
         let pooled = match source {
-            Source::Pool => match self.ready.take() {
-                Ready::Http2(connection) => Some(*connection),
-                _ => self.worker.http2_pool.take().await,
+            Source::Pool => match self.ready.take().http2 {
+                None => self.worker.http2_pool.take().await,
+                ready => ready.map(|connection| *connection),
             },
             Source::Fresh => None,
         };
