@@ -142,8 +142,7 @@ fn every_outcome_keeps_what_had_come() {
     let mock = MockLlm::start(Script::by_case(replies.collect()));
     let dir = tempfile::tempdir().unwrap();
     let names: Vec<&str> = endings.iter().map(|(name, ..)| *name).collect();
-    let timeouts =
-        "--parallel 9 --first-byte-timeout 300ms --read-timeout 400ms --total-timeout 1s";
+    let timeouts = "--parallel 9 --first-byte-timeout 1s --read-timeout 1200ms --total-timeout 3s";
     let rows = load_cases(&mock, &names, timeouts, dir.path());
     let found = by_model(&rows);
     for (name, _, outcome, chunks, words) in endings {
@@ -193,8 +192,16 @@ fn unreachable() -> (Nobody, Vec<TcpStream>) {
     let nobody = Nobody::take();
     nobody.queue_up();
     let mut taken = Vec::new();
-    while let Ok(stream) = TcpStream::connect_timeout(&nobody.addr, Duration::from_millis(200)) {
-        taken.push(stream);
+    // A busy machine may be late with an answer: it is full when three have none.
+    let mut refused = 0;
+    while refused < 3 {
+        match TcpStream::connect_timeout(&nobody.addr, Duration::from_millis(200)) {
+            Ok(stream) => {
+                refused = 0;
+                taken.push(stream);
+            }
+            Err(_) => refused += 1,
+        }
         assert!(taken.len() < 64, "the queue fills");
     }
     (nobody, taken)
@@ -390,7 +397,7 @@ fn a_probe_is_not_given_up_and_flags_are_checked() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out");
     let line = format!(
-        "load --url sim:?ttft_ms=1&itl_ms=1&tokens=5 --prompt x --number 2 --json --cancel-rate 1 --out {}",
+        "load --url sim:?ttft_ms=1&itl_ms=500&tokens=2 --prompt x --number 2 --json --cancel-rate 1 --out {}",
         out.display()
     );
     run_line("record", &line).expect(1);

@@ -453,7 +453,7 @@ fn every_end_of_a_call_has_its_outcome() {
     }
 
     // A client that has enough, and a server that is not there.
-    let server = start("ppl-v2", &[(50, End::Finished)], None);
+    let server = start("ppl-v2", &[(1000, End::Finished)], None);
     let out = dir.path().join("enough");
     let url = format!("http://{}", server.addr);
     let flags = "--number 2 --no-probe --cancel-rate 1 --cancel-after 3chunks";
@@ -461,16 +461,11 @@ fn every_end_of_a_call_has_its_outcome() {
     let (events, _) = recorded(&out);
     for response in &events.responses {
         assert_eq!(response.outcome.as_str(), "cancelled");
-        assert_eq!(chunks_of(&events, response.request_id).0, ["content 1"; 3]);
+        let (kinds, _) = chunks_of(&events, response.request_id);
+        assert!((3..1000).contains(&kinds.len()) && kinds[..3] == ["content 1"; 3]);
     }
-    let nobody = Nobody::take();
-    let ran = load(
-        "ppl-v1",
-        &nobody.url(),
-        "--number 1",
-        &dir.path().join("nobody"),
-    )
-    .expect(2);
+    let (nobody, out) = (Nobody::take(), dir.path().join("nobody"));
+    let ran = load("ppl-v1", &nobody.url(), "--number 1", &out).expect(2);
     assert!(ran.stderr.contains("refused"), "{}", ran.stderr);
 }
 

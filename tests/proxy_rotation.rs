@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -90,10 +90,10 @@ fn assert_own(path: &Path, models: &[&str]) {
 
 /// A server of one answer, the rest of which comes when it is told to, as an
 /// upstream of its own.
-fn in_two_parts() -> (String, Sender<()>) {
+fn in_two_parts() -> (String, SyncSender<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let upstream = format!("/long=http://{}/", listener.local_addr().unwrap());
-    let (go_on, told) = channel();
+    let (go_on, told) = sync_channel(1);
     let token = |delta, finish| http_chunk(&sse(&chat_delta(delta, finish)));
     let serve = move || {
         let (mut socket, _) = listener.accept().unwrap();
