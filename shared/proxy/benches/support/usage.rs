@@ -4,7 +4,8 @@ use std::fs::read_to_string;
 use std::ops::Sub;
 use std::time::Duration;
 
-use nix::time::{ClockId, clock_gettime};
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeVal;
 use tapedeck_clock::monotonic_ns;
 
 /// Totals since some instant; all but [`Self::turns`] in ns.
@@ -82,6 +83,7 @@ fn busy_ns() -> f64 {
 }
 
 fn own_ns() -> f64 {
-    let own = clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).unwrap();
-    own.tv_sec() as f64 * 1e9 + own.tv_nsec() as f64
+    let usage = getrusage(UsageWho::RUSAGE_SELF).unwrap();
+    let ns = |t: TimeVal| t.tv_sec() as f64 * 1e9 + t.tv_usec() as f64 * 1e3;
+    ns(usage.user_time()) + ns(usage.system_time())
 }
