@@ -183,15 +183,19 @@ impl<T> Drop for Reserve<T> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc::channel;
+    use std::thread::{Builder, JoinHandle};
 
     use super::*;
 
+    fn spawn<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+        Builder::new().name("test".into()).spawn(work).unwrap()
+    }
+
     /// A maker of `n` items of `bytes` each; it says whether all were taken.
-    fn making(n: usize, bytes: usize) -> (std::thread::JoinHandle<bool>, Reserve<usize>) {
+    fn making(n: usize, bytes: usize) -> (JoinHandle<bool>, Reserve<usize>) {
         let (mut maker, reserve) = reserve();
         let make = move || (0..n).all(|item| maker.give(item, bytes));
-        (std::thread::spawn(make), reserve)
+        (spawn(make), reserve)
     }
 
     #[test]
@@ -250,10 +254,8 @@ mod tests {
 
         // A taker that waits is told of the end.
         let (maker, mut reserve) = super::reserve::<u8>();
-        let (said, says) = channel();
-        let taker = std::thread::spawn(move || said.send(reserve.next()));
+        let taker = spawn(move || reserve.next());
         drop(maker);
-        assert_eq!(says.recv().unwrap(), None);
-        taker.join().unwrap().unwrap();
+        assert_eq!(taker.join().unwrap(), None);
     }
 }
