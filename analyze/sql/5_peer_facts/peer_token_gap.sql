@@ -7,26 +7,23 @@
 --   gap_ms        DOUBLE  ms      lower  Between the two arrivals.
 --   tokens        INT     tokens  -      Of the later chunk where the stream says so.
 CREATE VIEW peer_token_gap AS
-WITH decided AS (
-  SELECT recording_id, rule, request_id, attempt
-  FROM peer_token
-  GROUP BY recording_id, rule, request_id, attempt
-  HAVING count(counts) = count(*)
-),
-paired AS (
+WITH paired AS (
   SELECT
     recording_id,
     rule,
     request_id,
-    attempt,
     chunk_index,
     tokens,
     t_ns,
-    lag(t_ns) OVER (
+    lag(t_ns) OVER answer AS previous_t_ns,
+    bool_and(counts IS NOT NULL) OVER (
       PARTITION BY recording_id, rule, request_id, attempt
-      ORDER BY chunk_index
-    ) AS previous_t_ns
+    ) AS decided
   FROM peer_token
+  WINDOW answer AS (
+    PARTITION BY recording_id, rule, request_id, attempt
+    ORDER BY chunk_index
+  )
 )
 SELECT
   recording_id,
@@ -36,5 +33,5 @@ SELECT
   (t_ns - previous_t_ns) / 1e6 AS gap_ms,
   tokens
 FROM paired
-JOIN decided USING (recording_id, rule, request_id, attempt)
-WHERE previous_t_ns IS NOT NULL;
+WHERE decided
+  AND previous_t_ns IS NOT NULL;
