@@ -51,7 +51,8 @@ pub fn keep(command: &str, patience: Duration) -> Result<u8> {
     stops.thread_block().context("cannot block signals")?;
     let server = Pid::from_raw(i32::try_from(server.id()).context("no such process id")?);
     // The wait below reaps whoever these end.
-    let stop_server = move || stop(server, patience, || descendants().is_empty());
+    let running = || Some(descendants()).filter(|left| !left.is_empty());
+    let stop_server = move || stop(server, patience, running);
     on_a_thread(move || {
         let mut byte = [0];
         // Nobody writes: it ends with its writer.
@@ -64,7 +65,7 @@ pub fn keep(command: &str, patience: Duration) -> Result<u8> {
     })?;
     let code = exit_code(server);
     // Children that outlived the server.
-    stop(server, patience, has_no_child);
+    stop(server, patience, || (!has_no_child()).then(descendants));
     Ok(code)
 }
 
@@ -103,17 +104,17 @@ fn exit_code(server: Pid) -> u8 {
     }
 }
 
-/// Ends the group of `server` and all descendants of this process, until `are_gone`.
-fn stop(server: Pid, patience: Duration, are_gone: impl Fn() -> bool) {
+/// Ends the group of `server` and all descendants of this process, until nobody is
+/// `left`.
+fn stop(server: Pid, patience: Duration, left: impl Fn() -> Option<Vec<Process>>) {
     for (signal, wait) in [(Signal::SIGTERM, patience), (Signal::SIGKILL, KILL_WAIT)] {
         let clock = RunClock::start();
         let until_ns = i64::try_from(wait.as_nanos()).unwrap_or(i64::MAX);
         let mut is_asked = false;
         while !is_asked || clock.now_ns() < until_ns {
-            if are_gone() {
+            let Some(left) = left() else {
                 return;
-            }
-            let left = descendants();
+            };
             // Asked once; killed until nobody new is found.
             if !is_asked || signal == Signal::SIGKILL {
                 is_asked = true;
