@@ -45,6 +45,15 @@ fn judged(path: &Path) -> Judged {
         .unwrap()
 }
 
+/// The verdict on `path`, which is not `ok`, for a reason that is one `is_cause` knows.
+#[track_caller]
+fn doubted(path: &Path, is_cause: impl Fn(&str) -> bool) -> Judged {
+    let judged = judged(path);
+    assert_ne!(judged.verdict, "ok", "{}", judged.reason);
+    assert!(is_cause(&judged.reason), "{}", judged.reason);
+    judged
+}
+
 fn simulator(settings: &str) -> Running {
     let config = SimConfig::from_url(&format!("sim:?{settings}")).unwrap();
     Simulator::start(config, SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap()
@@ -204,17 +213,12 @@ fn a_client_without_a_core_to_spare_is_saturated_and_says_why() {
         out.display()
     ))
     .expect(0);
-    let Judged { verdict, reason } = judged(&out);
-    assert_ne!(verdict, "ok", "{reason}");
     let causes = [
         "wanted a core",
         "cores it may use",
         "waited for the recording",
     ];
-    assert!(
-        causes.iter().any(|cause| reason.contains(cause)),
-        "{reason}"
-    );
+    let Judged { verdict, .. } = doubted(&out, |reason| causes.iter().any(|c| reason.contains(c)));
     // Nothing but the title stands before it.
     let report = run("analyze", ["report".as_ref(), out.as_os_str()]).expect(0);
     let first = report.stdout.lines().nth(2).unwrap();
@@ -236,16 +240,11 @@ fn an_open_loop_faster_than_the_client_is_saturated_and_says_why() {
         out.display()
     ))
     .expect(0);
-    let Judged { verdict, reason } = judged(&out);
-    assert_ne!(verdict, "ok", "{reason}");
     let causes = [
         "requests left late: dispatch lag",
         "chunks waited for this client: read lag",
     ];
-    assert!(
-        causes.iter().any(|cause| reason.starts_with(cause)),
-        "{reason}"
-    );
+    doubted(&out, |reason| causes.iter().any(|c| reason.starts_with(c)));
     #[derive(Deserialize)]
     struct Late {
         sent: i64,
